@@ -1,0 +1,1 @@
+"""kinkd: Kerberized Internet Negotiation of Keys (RFC 4430) for Linux."""

@@ -1,0 +1,1 @@
+"""The daemon: asyncio, sockets, configuration, control protocol and journal."""

@@ -1,0 +1,162 @@
+"""The daemon's configuration file, and the policy it leads to.
+
+Everything is read and checked before anything is applied.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kinkd.document import Item, Table, suggestion
+from kinkd.errors import DocumentError
+from kinkd.model import IPAddress
+from kinkd.policy import resolve, sources
+from kinkd.policy.match import HostPolicy
+from kinkd.policy.model import RealmPolicy, unicast
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+FORMATS: Final = ("text", "json")
+SOCKET_PATH_OCTETS: Final = 107  # unix(7): sun_path with its final NUL is 108
+
+_SECTIONS: Final = (
+    *("host", "kerberos", "policy", "state", "control"),
+    *("kernel", "exempt", "log"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the configuration file says, defaults filled in."""
+
+    path: Path
+    host: str | None  # None: found by the names of this machine
+    keytab: Path
+    krb5_config: Path | None  # None: libkrb5's own choice
+    policy_file: Path
+    state_directory: Path
+    control_socket: Path
+    reqids: range
+    priorities: range
+    servers: tuple[tuple[str, IPAddress], ...]  # (service of resolve.SERVICES, address)
+    log_level: str
+    log_format: str
+    host_line: int | None = field(default=None, repr=False, compare=False)
+
+
+def load(path: Path | str) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        DocumentError: it cannot be read, is not to be trusted, or cannot be meant.
+    """
+    root = sources.read_trusted(str(path)).root.table(*_SECTIONS)
+    name = root.item("host", {}).table("name").optional("name")
+    kerberos = root.item("kerberos", {}).table("keytab", "krb5_config")
+    krb5_config = kerberos.optional("krb5_config")
+    policy = root.item("policy", {}).table("file")
+    state = root.item("state", {}).table("directory")
+    control = root.item("control", {}).table("socket")
+    log = root.item("log", {}).table("level", "format")
+    reqids, priorities = _numbers(root.item("kernel", {}).table("reqid_base", "priority_base"))
+    return Config(
+        path=Path(path),
+        host=None if name is None else name.string(),
+        keytab=_keytab(kerberos.item("keytab", "/etc/krb5.keytab")),
+        krb5_config=None if krb5_config is None else Path(krb5_config.file()),
+        policy_file=Path(policy.item("file", "policy.toml").file()),
+        state_directory=Path(state.item("directory", "/var/lib/kinkd").file()),
+        control_socket=_socket(control.item("socket", "/run/kinkd/control.sock")),
+        reqids=reqids,
+        priorities=priorities,
+        servers=tuple(_servers(root.item("exempt", {}).table(*resolve.SERVICES))),
+        log_level=log.item("level", "warning").choice(LEVELS),
+        log_format=log.item("format", "text").choice(FORMATS),
+        host_line=None if name is None else name.line,
+    )
+
+
+def resolve_policy(config: Config) -> HostPolicy:
+    """Read the policy file and work out what it means to this host.
+
+    Raises:
+        DocumentError: the file is not good, or this host is not in it.
+        LocalError: what it demands does not fit into the configured numbers.
+    """
+    return resolve_for_host(config, sources.load_file(str(config.policy_file)))
+
+
+def resolve_for_host(config: Config, policy: RealmPolicy) -> HostPolicy:
+    """The same for a policy that was read already."""
+    name = _identify(config, policy)
+    options = resolve.Options(config.reqids, config.priorities, config.servers)
+    return resolve.resolve(policy, name, options)
+
+
+def _identify(config: Config, policy: RealmPolicy) -> str:
+    if config.host is not None:
+        if config.host in policy.hosts:
+            return config.host
+        raise DocumentError(
+            str(config.path),
+            config.host_line,
+            f'host.name: "{config.host}" is no host of {config.policy_file};'
+            f" {suggestion(config.host, policy.hosts)}",
+        )
+    names: list[str] = []
+    found = resolve.identify(policy, _machine_names(names))
+    if found is None:
+        raise DocumentError(
+            str(config.path),
+            None,
+            f"no one host of {config.policy_file} goes by a name of this machine"
+            f' ({", ".join(names)}); write name = "..." under [host]:'
+            f" {suggestion(names[0], policy.hosts)}",
+        )
+    return found
+
+
+def _machine_names(seen: list[str]) -> Iterator[str]:
+    """This machine's names, those that need a resolver last and only if they are asked for."""
+    for question in (socket.gethostname, socket.getfqdn):
+        seen.append(question())
+        yield seen[-1]
+
+
+def _keytab(item: Item) -> Path:
+    if ":" in item.string().partition("/")[0]:
+        raise item.error("write the path of the keytab alone, without a type")
+    return Path(item.file())
+
+
+def _socket(item: Item) -> Path:
+    path = item.file()
+    if len(os.fsencode(path)) > SOCKET_PATH_OCTETS:
+        raise item.error(f"a unix socket's path has {SOCKET_PATH_OCTETS} octets at most")
+    return Path(path)
+
+
+def _numbers(kernel: Table) -> tuple[range, range]:
+    """The reqids and the priorities that are ours; both are numbers of 32 bits."""
+    reqid = kernel.item("reqid_base", resolve.REQID_BASE).integer(
+        1,  # reqid 0 matches any SA inbound
+        (1 << 32) - resolve.REQID_COUNT,
+    )
+    priority = kernel.item("priority_base", resolve.PRIORITY_BASE).integer(
+        1,  # 0 is what a policy gets whose writer gave none
+        (1 << 32) - resolve.PRIORITY_COUNT,
+    )
+    return (
+        range(reqid, reqid + resolve.REQID_COUNT),
+        range(priority, priority + resolve.PRIORITY_COUNT),
+    )
+
+
+def _servers(exempt: Table) -> Iterator[tuple[str, IPAddress]]:
+    for service in resolve.SERVICES:
+        for item in exempt.item(service, []).items():
+            yield service, unicast(item)

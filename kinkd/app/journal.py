@@ -1,0 +1,163 @@
+"""What must outlive the process: EPOCH, XIDs, and which SPIs belong to whom. No keys.
+
+An SQLite database in the state directory. Its schema carries a version, so that another
+version of kinkd knows what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from ipaddress import ip_address
+from pathlib import Path
+
+from kinkd.errors import LocalError
+from kinkd.exchange.pairs import Role, SaPair
+from kinkd.model import Lifetime
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+CREATE TABLE pair (
+    local TEXT NOT NULL,
+    inbound_spi INTEGER NOT NULL,
+    remote TEXT NOT NULL,
+    outbound_spi INTEGER NOT NULL,
+    host TEXT NOT NULL,
+    principal TEXT NOT NULL,
+    reqid INTEGER NOT NULL,
+    suite TEXT NOT NULL,
+    role TEXT NOT NULL,
+    seconds INTEGER NOT NULL,
+    kilobytes INTEGER,
+    created INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    xid INTEGER NOT NULL,
+    etype INTEGER NOT NULL,
+    PRIMARY KEY (local, inbound_spi)
+) STRICT;
+"""
+_COLUMNS = (
+    "local, inbound_spi, remote, outbound_spi, host, principal, reqid, suite, role, "
+    "seconds, kilobytes, created, epoch, xid, etype"
+)
+
+
+class Journal:
+    """The journal of one daemon. Raises ``LocalError`` where it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            # Created before SQLite opens it, so that it never exists with a wider mode.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            raise LocalError(
+                f"the journal {path} cannot be used: {error}; "
+                "is the state directory there and writable for this user?"
+            ) from error
+
+    def close(self) -> None:
+        """Let the database go."""
+        self._db.close()
+
+    def meta(self, name: str) -> int | None:
+        """A single value, or None."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def set_meta(self, name: str, value: int) -> None:
+        """Write a single value, durably: it outlives a power failure."""
+        self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+        finally:
+            self._db.execute("PRAGMA synchronous = NORMAL")
+
+    def record(self, pair: SaPair) -> None:
+        """Remember a live pair. It outlives the process; with the machine the SAs go as well."""
+        self._db.execute(
+            f"INSERT OR REPLACE INTO pair ({_COLUMNS}) VALUES ({', '.join('?' * 15)})",  # noqa: S608  # constants only
+            (
+                str(pair.local),
+                pair.inbound_spi,
+                str(pair.remote),
+                pair.outbound_spi,
+                pair.host,
+                pair.principal,
+                pair.reqid,
+                pair.suite,
+                pair.role.value,
+                pair.lifetime.seconds,
+                pair.lifetime.kilobytes,
+                pair.created,
+                pair.epoch,
+                pair.xid,
+                pair.etype,
+            ),
+        )
+
+    def forget(self, pair: SaPair) -> None:
+        """The pair is gone."""
+        self._db.execute(
+            "DELETE FROM pair WHERE local = ? AND inbound_spi = ?",
+            (str(pair.local), pair.inbound_spi),
+        )
+
+    def pairs(self) -> list[SaPair]:
+        """Every pair that was recorded and not forgotten."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM pair ORDER BY rowid")  # noqa: S608  # constants only
+        return [
+            SaPair(
+                host=host,
+                principal=principal,
+                local=ip_address(local),
+                remote=ip_address(remote),
+                inbound_spi=inbound_spi,
+                outbound_spi=outbound_spi,
+                reqid=reqid,
+                suite=suite,
+                role=Role(role),
+                lifetime=Lifetime(seconds, kilobytes),
+                created=created,
+                epoch=epoch,
+                xid=xid,
+                etype=etype,
+            )
+            for (
+                local,
+                inbound_spi,
+                remote,
+                outbound_spi,
+                host,
+                principal,
+                reqid,
+                suite,
+                role,
+                seconds,
+                kilobytes,
+                created,
+                epoch,
+                xid,
+                etype,
+            ) in rows
+        ]
+
+    def _prepare(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            with contextlib.closing(self._db.cursor()) as cursor:
+                cursor.executescript(
+                    f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+                )
+        elif version != _SCHEMA_VERSION:
+            raise LocalError(
+                f"the journal {self._path} is of version {version}, this kinkd knows version "
+                f"{_SCHEMA_VERSION}; run the kinkd that wrote it, or move the file away "
+                "(existing SAs are then removed at start)"
+            )

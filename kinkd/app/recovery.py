@@ -1,0 +1,114 @@
+"""A new start takes up what an earlier life left in the kernel.
+
+SAs are ours by the reqid block, SPD entries by the priority band; both belong to one daemon
+per network namespace. Nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from kinkd.app.journal import Journal
+from kinkd.errors import LocalError
+from kinkd.exchange.pairs import SaPair
+from kinkd.kernel.port import Kernel
+from kinkd.model import Direction, Selector, SpdEntry
+from kinkd.policy.match import HostPolicy
+
+_EPOCH, _XIDS = "epoch", "xids"
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Which reqids and priorities of this network namespace are ours."""
+
+    reqids: range
+    priorities: range
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a new life begins with."""
+
+    epoch: int
+    first_xid: int
+    pairs: tuple[SaPair, ...]
+    removed: int  # SAs of ours that nobody could claim
+
+
+def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered:
+    """Match the journal with the kernel's SAs and settle EPOCH and XIDs (RFC 4430 §3.7)."""
+    present = {(s.id.destination, s.id.spi): s for s in kernel.states()}
+    ours = {key: s for key, s in present.items() if s.reqid in ownership.reqids}
+    adopted: list[SaPair] = []
+    for pair in journal.pairs():
+        halves = ((pair.local, pair.inbound_spi), (pair.remote, pair.outbound_spi))
+        if all(half in ours and ours[half].reqid == pair.reqid for half in halves):
+            adopted.append(pair)
+            for half in halves:
+                del ours[half]
+        else:
+            journal.forget(pair)
+    removed = sum(kernel.remove(state.id) for state in ours.values() if not state.larval)
+    epoch, first_xid = _epoch(journal, survived=bool(adopted))
+    return Recovered(epoch, first_xid, tuple(adopted), removed)
+
+
+def _epoch(journal: Journal, *, survived: bool) -> tuple[int, int]:
+    """Kept while any SA lives; else a new one, never the one before."""
+    before = journal.meta(_EPOCH)
+    if survived and before is not None:
+        return before, journal.meta(_XIDS) or 0
+    epoch = int(time.time()) & 0xFFFFFFFF
+    if before is not None and epoch <= before:
+        epoch = (before + 1) & 0xFFFFFFFF  # a clock set back, or two starts in one second
+    journal.set_meta(_XIDS, 0)
+    journal.set_meta(_EPOCH, epoch)
+    return epoch, 0
+
+
+def reserve_xids(journal: Journal, below: int) -> None:
+    """Make durable that XIDs below this bound may have been used."""
+    journal.set_meta(_XIDS, below)
+
+
+def install_policies(kernel: Kernel, policy: HostPolicy, ownership: Ownership) -> None:
+    """Write our SPD entries, then remove those of an earlier policy. Never a moment without.
+
+    Raises:
+        LocalError: an entry of someone else has the selector that we need.
+    """
+    present = {(e.direction, e.selector): e for e in kernel.policies()}
+    for entry in policy.entries:
+        found = present.get((entry.direction, entry.selector))
+        if found is not None and found.priority not in ownership.priorities:
+            raise LocalError(
+                f"an IPsec policy of other software is in the way: {_words(found)}; "
+                "remove it, or take the pair out of kinkd's policy"
+            )
+    for entry in policy.entries:
+        kernel.write_policy(entry)
+    wanted = {(entry.direction, entry.selector) for entry in policy.entries}
+    for key, entry in present.items():
+        if key not in wanted and entry.priority in ownership.priorities:
+            kernel.remove_policy(*key)
+
+
+def remove_everything(kernel: Kernel, ownership: Ownership) -> None:
+    """Take all that is ours out of the kernel: SAs first, so that nothing is sent on them."""
+    for state in kernel.states():
+        if state.reqid in ownership.reqids and state.id.spi:
+            kernel.remove(state.id)
+    for entry in kernel.policies():
+        if entry.priority in ownership.priorities:
+            kernel.remove_policy(entry.direction, entry.selector)
+
+
+def _words(entry: SpdEntry) -> str:
+    selector: Selector = entry.selector
+    direction = Direction(entry.direction).name.lower()
+    return (
+        f"dir {direction} src {selector.source} dst {selector.destination} "
+        f"priority {entry.priority}"
+    )

@@ -1,0 +1,100 @@
+"""UDP port 910, in both families, with the local address of every datagram (RFC 4430 §9)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from kinkd.errors import LocalError
+from kinkd.exchange.effects import Path
+from kinkd.model import IPAddress
+from kinkd.wire.numbers import KINK_PORT
+
+_BURST = 64  # datagrams read before the loop gets to do something else
+_RECEIVE_BUFFER = 1 << 20
+_PKTINFO4 = struct.Struct("=I4s4s")  # ifindex, spec_dst, addr: ip(7)
+_PKTINFO6 = struct.Struct("=16sI")  # address, ifindex: ipv6(7)
+_PMTUDISC_DONT = 0  # a message with a large ticket is fragmented rather than lost
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+
+
+class UdpSocket:
+    """One family's socket on port 910."""
+
+    def __init__(self, family: int) -> None:
+        self.family = family
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        s = self._socket
+        try:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            if family == socket.AF_INET:
+                s.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+                s.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+                s.bind(("", KINK_PORT))
+            else:
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+                s.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+                s.bind(("::", KINK_PORT))
+        except OSError as error:
+            s.close()
+            raise LocalError(
+                f"UDP port {KINK_PORT} cannot be bound: {error.strerror}; does another KINK "
+                "daemon run here, or is CAP_NET_BIND_SERVICE missing?"
+            ) from error
+
+    def fileno(self) -> int:
+        """For the event loop."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+    def receive(self) -> Iterator[tuple[bytes, Path]]:
+        """The datagrams that wait, a bounded number, each with where it came from and to."""
+        for _ in range(_BURST):
+            try:
+                data, ancillary, _, source = self._socket.recvmsg(0xFFFF, 64)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:  # an error of an earlier sending, reported here by the kernel
+                continue
+            local = self._local_address(ancillary)
+            if local is not None:
+                yield data, Path(local, ip_address(source[0].partition("%")[0]), source[1])
+
+    def send(self, datagram: bytes, path: Path) -> None:
+        """Send from ``path.local``. Raises OSError."""
+        if isinstance(path.local, IPv4Address):
+            info = _PKTINFO4.pack(0, path.local.packed, b"\0\0\0\0")
+            level, kind = socket.IPPROTO_IP, _IP_PKTINFO
+        else:
+            info = _PKTINFO6.pack(path.local.packed, 0)
+            level, kind = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+        self._socket.sendmsg([datagram], [(level, kind, info)], 0, (str(path.remote), path.port))
+
+    def _local_address(self, ancillary: list[tuple[int, int, bytes]]) -> IPAddress | None:
+        for level, kind, data in ancillary:
+            if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+                return IPv4Address(_PKTINFO4.unpack(data)[1])
+            if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+                return IPv6Address(_PKTINFO6.unpack(data)[0])
+        return None
+
+
+def open_sockets() -> list[UdpSocket]:
+    """A socket for IPv4, and one for IPv6 where the host has it."""
+    sockets = [UdpSocket(socket.AF_INET)]
+    try:
+        sockets.append(UdpSocket(socket.AF_INET6))
+    except OSError:  # no IPv6 in this kernel
+        pass
+    except LocalError:
+        sockets[0].close()
+        raise
+    return sockets

@@ -1,0 +1,1 @@
+"""Captures of KINK, read with a keytab: what went over the wire, every field of it."""

@@ -1,0 +1,1 @@
+"""The KINK exchanges as a state machine without sockets, clocks or threads."""

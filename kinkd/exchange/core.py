@@ -1,0 +1,138 @@
+"""What all parts of the core share: the ports, the peers' memory, commands going out, counters."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kinkd.errors import PeerError
+from kinkd.exchange.effects import Command, Level, Path, Report, ReserveXids, Send
+from kinkd.exchange.pairs import PairTable
+from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
+from kinkd.kerberos.port import Acceptor, Ticket
+from kinkd.kernel.port import Kernel
+from kinkd.model import Host, IPAddress, Profile, Suite
+from kinkd.policy.match import HostPolicy
+from kinkd.wire import kink
+
+XID_BLOCK = 256
+"""How many XIDs one journal entry reserves."""
+REMEMBERED_COMMANDS = 64
+"""Commands of one host whose answers are kept, so that a repeated one is answered again."""
+PAIRS_PER_HOST = 64
+"""Live pairs one authenticated host may have with us; more is a fault or an attack."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is remembered of a host of the policy, over its exchanges."""
+
+    host: Host
+    epoch: int | None = None  # the last one that was proven, RFC 4430 §3.7
+    round_trip: RoundTrip = field(default_factory=RoundTrip)
+    ticket: Ticket | None = None
+    answered: OrderedDict[tuple[int, int], tuple[kink.Payload, ...]] = field(
+        default_factory=OrderedDict
+    )
+
+    def remember(self, epoch: int, xid: int, inner: tuple[kink.Payload, ...]) -> None:
+        """Keep the answer to a command, for the day it is repeated (RFC 4430 §9)."""
+        self.answered[epoch, xid] = inner
+        while len(self.answered) > REMEMBERED_COMMANDS:
+            self.answered.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a life of the daemon begins: what the journal and the kernel said.
+
+    Args:
+        epoch: ours, announced in every AP-REQ and AP-REP (RFC 4430 §3.7).
+        first_xid: no XID below it is used under this epoch.
+        suites: per address family (4, 6), the names of the suites this kernel has.
+        random: a source of cryptographic randomness, octets by length.
+    """
+
+    epoch: int
+    first_xid: int
+    suites: Mapping[int, frozenset[str]]
+    random: Callable[[int], bytes]
+
+
+class Core:
+    """The services and the memory that the initiator, responder and lifecycle work on."""
+
+    def __init__(
+        self, policy: HostPolicy, kernel: Kernel, acceptor: Acceptor, start: Start
+    ) -> None:
+        self.policy = policy
+        self.kernel = kernel
+        self.acceptor = acceptor
+        self.epoch = start.epoch
+        self.random = start.random
+        self.pairs = PairTable()
+        self.timers = Timers()
+        self.counters: Counter[str] = Counter()
+        self.posix_offset = 0.0
+        self.closing = False
+        self._suites = start.suites
+        self._xid = self._xids_reserved = start.first_xid
+        self._peers: dict[str, Peer] = {}
+        self._commands: list[Command] = []
+        self._drop_reports = TokenBucket(rate=2, burst=20)
+
+    def emit(self, command: Command) -> None:
+        """Queue a command for the application."""
+        self._commands.append(command)
+
+    def take_commands(self) -> list[Command]:
+        """All commands since the last call, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def send(self, datagram: bytes, path: Path) -> None:
+        """Queue a datagram."""
+        self.counters["sent"] += 1
+        self.emit(Send(datagram, path))
+
+    def report(self, level: Level, event: str, **fields: object) -> None:
+        """Tell people and metrics."""
+        self.emit(Report(level, event, fields))
+
+    def drop(self, error: PeerError, path: Path, now: float) -> None:
+        """The one place where a packet ends: counted by its reason, reported at a bounded rate."""
+        self.counters[f"drop.{error.reason}"] += 1
+        if self._drop_reports.take(now):
+            self.report(
+                Level.WARNING,
+                "packet-dropped",
+                reason=error.reason,
+                detail=error.detail,
+                peer=path.remote,
+            )
+
+    def peer(self, host: Host) -> Peer:
+        """The memory of a host."""
+        peer = self._peers.get(host.name)
+        if peer is None:
+            peer = self._peers[host.name] = Peer(host)
+        return peer
+
+    def next_xid(self) -> int:
+        """An XID that no transaction under this EPOCH has had (RFC 4430 §4)."""
+        if self._xid == self._xids_reserved:
+            self._xids_reserved += XID_BLOCK
+            self.emit(ReserveXids(self._xids_reserved))
+        xid = self._xid
+        self._xid += 1
+        return xid & 0xFFFFFFFF
+
+    def posix(self, now: float) -> float:
+        """POSIX seconds at the monotonic instant ``now``."""
+        return now + self.posix_offset
+
+    def suites(self, profile: Profile, address: IPAddress) -> tuple[Suite, ...]:
+        """The profile's suites that the kernel has for this address family."""
+        known = self._suites[address.version]
+        return tuple(suite for suite in profile.suites if suite.name in known)

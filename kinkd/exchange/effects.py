@@ -1,0 +1,77 @@
+"""What the core wants done. The application carries commands out in the order they were given:
+what sending depends on (a journal entry) stands before the sending."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from kinkd.exchange.pairs import SaPair
+from kinkd.model import IPAddress, Principal
+from kinkd.wire.numbers import KINK_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Where a datagram came from, or goes to."""
+
+    local: IPAddress
+    remote: IPAddress
+    port: int = KINK_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a datagram from ``path.local``, port 910."""
+
+    datagram: bytes = field(repr=False)
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FetchTicket:
+    """Get a ticket from the KDC; the answer is the event ``ticket_ready`` or ``ticket_failed``."""
+
+    server: Principal
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPair:
+    """Make a live SA pair durable: which SPIs, with whom, how they came about. No keys."""
+
+    pair: SaPair
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetPair:
+    """The pair is gone from the kernel."""
+
+    pair: SaPair
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveXids:
+    """Make durable that XIDs below this bound may have been used under the present EPOCH."""
+
+    below: int
+
+
+class Level(enum.IntEnum):
+    """How loud a report is, by the numbers of ``logging``."""
+
+    DEBUG = 10
+    INFO = 20
+    WARNING = 30
+    ERROR = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something happened that people or metrics want to know. Never key material."""
+
+    level: Level
+    event: str
+    fields: dict[str, object]
+
+
+Command = Send | FetchTicket | RecordPair | ForgetPair | ReserveXids | Report

@@ -1,0 +1,239 @@
+"""The core's front: datagrams, kernel events, tickets and wishes go in, commands come out.
+
+The endpoint never waits and never reads a clock. Every call carries ``now``, seconds of one
+monotonic clock; ``set_posix`` says how far POSIX time is from it. After each call take
+``commands()`` and carry them out in order, and ask ``next_timer()`` when to call ``tick``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from kinkd.errors import PeerError
+from kinkd.exchange.core import Core, Start
+from kinkd.exchange.creating import Creating
+from kinkd.exchange.effects import Command, Path
+from kinkd.exchange.lifecycle import Lifecycle
+from kinkd.exchange.machine import Initiator
+from kinkd.exchange.pairs import PairTable, Role, SaPair
+from kinkd.exchange.responder import Responder
+from kinkd.kerberos.port import Acceptor, Ticket
+from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent
+from kinkd.model import Host, IPAddress, Principal, Protection
+from kinkd.policy.match import HostPolicy
+from kinkd.wire import kink
+from kinkd.wire.numbers import MessageType
+
+CONCURRENT_COMMANDS = 1024
+"""Commands of ours under way at once; what comes above waits for the kernel's next acquire."""
+
+InitiateEnded = Callable[[SaPair | None, str, float], None]
+
+
+class Endpoint:
+    """One host's end of KINK."""
+
+    def __init__(
+        self, policy: HostPolicy, kernel: Kernel, acceptor: Acceptor, start: Start
+    ) -> None:
+        self._core = Core(policy, kernel, acceptor, start)
+        self._initiator = Initiator(self._core)
+        self._lifecycle = Lifecycle(self._core, self._initiator)
+        self._responder = Responder(self._core, self._lifecycle)
+        self._creating: dict[tuple[IPAddress, IPAddress], list[InitiateEnded]] = {}
+
+    # What people and the application read.
+
+    @property
+    def policy(self) -> HostPolicy:
+        """What applies to this host."""
+        return self._core.policy
+
+    @property
+    def epoch(self) -> int:
+        """Our EPOCH."""
+        return self._core.epoch
+
+    @property
+    def pairs(self) -> PairTable:
+        """The live pairs; read only."""
+        return self._core.pairs
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often what happened, by name; drops under ``drop.REASON``."""
+        return dict(self._core.counters)
+
+    @property
+    def commands_under_way(self) -> int:
+        """Commands of ours that have not ended."""
+        return len(self._initiator)
+
+    def commands(self) -> list[Command]:
+        """What to do, since the last call; in this order."""
+        return self._core.take_commands()
+
+    def next_timer(self) -> float | None:
+        """When to call ``tick``, or None."""
+        return self._core.timers.next()
+
+    # What happens.
+
+    def set_posix(self, offset: float) -> None:
+        """Set POSIX time minus monotonic time, seconds."""
+        self._core.posix_offset = offset
+
+    def adopt(self, pairs: Iterable[SaPair]) -> None:
+        """Take up pairs that an earlier life of this daemon left in the kernel."""
+        for pair in pairs:
+            self._core.pairs.add(pair)
+
+    def tick(self, now: float) -> None:
+        """Time has come."""
+        self._core.timers.run(now)
+
+    def receive(self, datagram: bytes, path: Path, now: float) -> None:
+        """A datagram came to port 910. Whatever it holds, this returns."""
+        core = self._core
+        core.counters["received"] += 1
+        try:
+            head = kink.header(datagram)
+        except PeerError as error:
+            core.drop(error, path, now)
+            return
+        # A REPLY is never answered, whatever is wrong with it (RFC 4430 §3.5).
+        is_reply = head.type == MessageType.REPLY
+        try:
+            received = kink.decode(datagram)
+            if is_reply:
+                self._initiator.receive_reply(received, path, now)
+            else:
+                self._responder.receive_command(received, path, now)
+        except PeerError as error:
+            core.drop(error, path, now)
+            if not is_reply:
+                self._responder.refuse(error, head.xid, path, now)
+
+    def kernel_event(self, event: KernelEvent, now: float) -> None:
+        """The kernel wants an SA, or one came to its end."""
+        match event:
+            case Acquire():
+                self._acquired(event, now)
+            case Expire(hard=True):
+                self._lifecycle.expired(event.id, now)
+            case Expire():
+                self._soft_expired(event, now)
+            case _:
+                self._core.counters["kernel-overrun"] += 1
+
+    def ticket_ready(self, server: Principal, ticket: Ticket, now: float) -> None:
+        """The answer to ``FetchTicket``."""
+        self._initiator.ticket_ready(server, ticket, now)
+
+    def ticket_failed(self, server: Principal, reason: str, now: float) -> None:
+        """The other answer to ``FetchTicket``."""
+        self._initiator.ticket_failed(server, reason, now)
+
+    # What people want.
+
+    def initiate(
+        self, local: IPAddress, remote: IPAddress, now: float, ended: InitiateEnded
+    ) -> None:
+        """Create a pair between two addresses now; ``ended`` is told how it went.
+
+        Raises:
+            PeerError: "no-policy": no rule protects traffic between them.
+        """
+        protection = self._core.policy.protection(local, remote)
+        if protection is None:
+            raise PeerError("no-policy", f"no rule protects traffic between {local} and {remote}")
+        self._create(protection, Path(local, remote), now, "initiate", ended=ended)
+
+    def terminate(self, host: Host, now: float, done: Callable[[float], None]) -> int:
+        """Delete all pairs with a host; ``done`` is called once it is over. How many there were."""
+        pairs = self._core.pairs.of_host(host.name)
+        groups: dict[tuple[IPAddress, IPAddress], list[SaPair]] = {}
+        for pair in pairs:
+            groups.setdefault((pair.local, pair.remote), []).append(pair)
+        left = len(groups)
+
+        def one_done(then: float) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                done(then)
+
+        if not groups:
+            done(now)
+        for group in groups.values():
+            self._lifecycle.delete(group, now, one_done)
+        return len(pairs)
+
+    def stop_creating(self) -> None:
+        """From now on no SA is made: traffic that needs one waits for who comes after us."""
+        self._core.closing = True
+
+    # How it is done.
+
+    def _acquired(self, event: Acquire, now: float) -> None:
+        core = self._core
+        core.counters["acquired"] += 1
+        if core.closing:
+            return
+        protection = core.policy.protection(event.source, event.destination)
+        if protection is None or protection.reqid != event.reqid:
+            core.counters["acquire-foreign"] += 1  # a policy that is not ours
+            return
+        if len(self._initiator) >= CONCURRENT_COMMANDS:
+            core.counters["acquire-deferred"] += 1
+            return
+        self._create(protection, Path(event.source, event.destination), now, "acquire")
+
+    def _soft_expired(self, event: Expire, now: float) -> None:
+        pair = self._core.pairs.by_sa(event.id)
+        if (
+            self._core.closing
+            or pair is None
+            or pair.role is not Role.INITIATOR
+            or event.id.spi != pair.outbound_spi
+        ):
+            return
+        protection = self._core.policy.protection(pair.local, pair.remote)
+        if protection is not None:
+            path = Path(pair.local, pair.remote)
+            self._create(protection, path, now, "rekey", replaces=pair)
+
+    def _create(
+        self,
+        protection: Protection,
+        path: Path,
+        now: float,
+        cause: str,
+        *,
+        replaces: SaPair | None = None,
+        ended: InitiateEnded | None = None,
+    ) -> None:
+        """Begin a CREATE, or join the one of this address pair that is under way."""
+        key = (path.local, path.remote)
+        listeners = self._creating.get(key)
+        if listeners is not None:
+            if ended is not None:
+                listeners.append(ended)
+            return
+        self._creating[key] = [ended] if ended is not None else []
+        purpose = Creating(self._core, self._lifecycle, protection, cause, self._created, replaces)
+        self._initiator.begin(purpose, self._core.peer(protection.peer), path, now)
+
+    def _created(self, creating: Creating, path: Path, result: SaPair | str, now: float) -> None:
+        pair, reason = (None, result) if isinstance(result, str) else (result, "")
+        old = creating.replaces
+        if pair is not None and old is not None:
+            # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).
+            grace = self._core.peer(creating.protection.peer).round_trip.grace()
+            self._core.timers.at(now + grace, lambda then: self._delete_old(old, then))
+        for ended in self._creating.pop((path.local, path.remote), ()):
+            ended(pair, reason, now)
+
+    def _delete_old(self, pair: SaPair, now: float) -> None:
+        if self._core.pairs.by_sa(pair.inbound) is pair:
+            self._lifecycle.delete([pair], now)

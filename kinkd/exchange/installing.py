@@ -1,0 +1,62 @@
+"""From a negotiated suite to an SA in the kernel: keys, selector, limits."""
+
+from __future__ import annotations
+
+from kinkd.exchange.core import Core
+from kinkd.exchange.timing import TRANSACTION_SECONDS
+from kinkd.kerberos.port import SessionKey
+from kinkd.kernel.port import Sa, SaId, SaLimits
+from kinkd.keying import keymat
+from kinkd.model import Lifetime, Protection, Secret, Selector, Suite
+from kinkd.wire.numbers import ProtocolId
+
+# A 32-bit sequence number must never wrap (RFC 4303 §3.3.3): rekey far before, stop at the end.
+_SOFT_PACKETS = 3 << 30
+_HARD_PACKETS = (1 << 32) - 256
+
+
+def derive(key: SessionKey, spi: int, nonce: bytes, suite: Suite) -> Secret:
+    """KEYMAT of one SA of a 2-message CREATE (RFC 4430 §7)."""
+    octets = suite.keymat_octets
+    return keymat.derive(key.prf, ProtocolId.ESP, spi.to_bytes(4, "big"), nonce, octets=octets)
+
+
+def build_sa(
+    sa: SaId, protection: Protection, suite: Suite, material: Secret, limits: SaLimits
+) -> Sa:
+    """An SA pinned to its address pair.
+
+    Without the selector an authenticated host could send ESP under another host's source
+    address and pass that host's policy.
+    """
+    selector = Selector.between(sa.source, sa.destination)
+    return Sa(sa, protection.mode, protection.reqid, selector, suite, material, limits)
+
+
+def responder_limits(lifetime: Lifetime) -> SaLimits:
+    """Hard limits alone: rekeying is the initiator's (RFC 4430 §3.6)."""
+    octets = None if lifetime.kilobytes is None else lifetime.kilobytes * 1024
+    return SaLimits(hard_seconds=lifetime.seconds, hard_octets=octets, hard_packets=_HARD_PACKETS)
+
+
+def initiator_limits(core: Core, lifetime: Lifetime) -> SaLimits:
+    """Hard limits, and soft ones somewhat before them, randomised (RFC 4430 §3.6).
+
+    By time: between T-rekey and T-retrans before the end, T-rekey = 2 * T-retrans; of an SA
+    too short for that, at 60 to 80 % of its life.
+    """
+    fraction = int.from_bytes(core.random(4), "big") / (1 << 32)
+    hard = lifetime.seconds
+    if hard > 5 * TRANSACTION_SECONDS:
+        soft = hard - int(TRANSACTION_SECONDS * (1 + fraction))
+    else:
+        soft = int(hard * (0.6 + 0.2 * fraction))
+    octets = None if lifetime.kilobytes is None else lifetime.kilobytes * 1024
+    return SaLimits(
+        soft_seconds=soft,
+        hard_seconds=hard,
+        soft_octets=None if octets is None else int(octets * (0.7 + 0.2 * fraction)),
+        hard_octets=octets,
+        soft_packets=int(_SOFT_PACKETS * (1 + 0.2 * fraction)),
+        hard_packets=_HARD_PACKETS,
+    )

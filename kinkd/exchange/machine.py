@@ -1,0 +1,275 @@
+"""Commands that we initiate: tickets, XIDs, retransmission, and finding the REPLY's exchange.
+
+What a command is for (creating, deleting, probing) is its ``Purpose``; what happens to every
+command alike is here, by the table in ``table.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kinkd.errors import KernelError, LocalError, PeerError
+from kinkd.exchange.core import Core, Peer
+from kinkd.exchange.effects import FetchTicket, Level, Path
+from kinkd.exchange.table import Action, Event, State, step
+from kinkd.exchange.timing import TRANSACTION_SECONDS, Timer
+from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
+from kinkd.kerberos import messages
+from kinkd.kerberos.port import Authenticator, Ticket
+from kinkd.model import Principal
+from kinkd.wire import kink
+from kinkd.wire.numbers import KinkErrorCode, MessageType
+
+_FIRST_TICKET_RETRY = 1.0  # seconds, doubled at each failure of the KDC
+# A delayed command is accepted as long as its authenticator is fresh (RFC 4120 §3.2.3).
+_LATE_SECONDS = 300.0 + TRANSACTION_SECONDS
+_LATE_COMMANDS = 1024
+
+
+class Purpose(Protocol):
+    """What a command is for."""
+
+    @property
+    def type(self) -> MessageType: ...
+
+    def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
+        """What goes inside KINK_ENCRYPT; called once, when the ticket is there."""
+
+    def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
+        """A REPLY has verified. Raises PeerError where its contents are no success."""
+
+    def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
+        """The command has failed; undo what ``prepare`` did."""
+
+    def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
+        """A REPLY has verified after the command was given up: the peer carried it out."""
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One command of ours and where it stands."""
+
+    purpose: Purpose
+    peer: Peer
+    path: Path
+    started: float
+    xid: int = 0
+    state: State = State.NEEDS_TICKET
+    ticket: Ticket | None = None
+    inner: tuple[kink.Payload, ...] = field(default=(), repr=False)
+    # §9: every authenticator of the transaction stays valid for its REPLY, with its sending time.
+    outstanding: list[Authenticator] = field(default_factory=list, repr=False)
+    sent_at: list[float] = field(default_factory=list)
+    timer: Timer | None = None
+    hint: str = ""  # an unproven reason why nothing comes back
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, well or badly."""
+        return self.state in (State.DONE, State.FAILED)
+
+
+class Initiator:
+    """The owner of all commands of ours that are under way."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._by_xid: dict[int, Exchange] = {}
+        self._given_up: dict[int, Exchange] = {}
+        self._waiting: dict[Principal, list[Exchange]] = {}
+        self._epoch_proven: Callable[[Peer, int, float], None] = lambda *_: None
+
+    def observe_epochs(self, observer: Callable[[Peer, int, float], None]) -> None:
+        """Whom to tell the EPOCH that each verified REPLY proves (RFC 4430 §3.7)."""
+        self._epoch_proven = observer
+
+    def __len__(self) -> int:
+        return len(self._by_xid) + sum(map(len, self._waiting.values()))
+
+    def begin(self, purpose: Purpose, peer: Peer, path: Path, now: float) -> Exchange:
+        """Start a command. It ends by its purpose's ``complete`` or ``abandon``."""
+        exchange = Exchange(purpose, peer, path, now)
+        ticket = peer.ticket
+        # RFC 4430 §9 (1): the ticket must outlive a whole transaction.
+        if ticket and ticket.end > self._core.posix(now) + TRANSACTION_SECONDS:
+            exchange.ticket = ticket
+            self._step(exchange, Event.TICKET, now)
+        else:
+            exchange.timer = self._core.timers.at(
+                now + TRANSACTION_SECONDS, lambda then: self._step(exchange, Event.EXHAUSTED, then)
+            )
+            self._await_ticket(exchange)
+        return exchange
+
+    def cancel(self, exchange: Exchange, reason: str, now: float) -> None:
+        """End a command that is no longer wanted."""
+        exchange.hint = reason
+        self._step(exchange, Event.CANCEL, now)
+
+    def ticket_ready(self, server: Principal, ticket: Ticket, now: float) -> None:
+        """The answer to ``FetchTicket``."""
+        for exchange in self._waiting.pop(server, ()):
+            exchange.peer.ticket = exchange.ticket = ticket
+            self._step(exchange, Event.TICKET, now)
+
+    def ticket_failed(self, server: Principal, reason: str, now: float) -> None:
+        """The other answer: asked again with back-off while anyone still waits for it."""
+        self._core.counters["ticket-unavailable"] += 1
+        waiting = self._waiting.get(server, ())
+        self._core.report(Level.WARNING, "ticket-unavailable", server=str(server), reason=reason)
+        for exchange in waiting:
+            exchange.hint = reason
+        if waiting:
+            patience = now - min(exchange.started for exchange in waiting)
+            self._core.timers.at(
+                now + max(_FIRST_TICKET_RETRY, patience), lambda _: self._fetch_again(server)
+            )
+
+    def receive_reply(self, received: kink.Received, path: Path, now: float) -> None:
+        """A REPLY came in. Raises PeerError where it is to be dropped."""
+        xid = received.message.xid
+        exchange = self._by_xid.get(xid) or self._given_up.get(xid)
+        if exchange is None or exchange.ticket is None:
+            raise PeerError("unexpected-reply", f"XID {xid} awaits none")
+        if (path.local, path.remote) != (exchange.path.local, exchange.path.remote):
+            raise PeerError("unexpected-reply", "from another address than was asked")
+        if not received.checksum:
+            exchange.hint = _unproven_error(received.message)
+            raise PeerError("unauthenticated-reply", exchange.hint)
+        reply = verify_reply(received, exchange.ticket.key, exchange.outstanding)
+        if exchange.over:
+            del self._given_up[xid]
+            self._core.counters["late-reply"] += 1
+            exchange.purpose.late(exchange, reply, now)
+            return
+        exchange.peer.round_trip.sample(now - exchange.sent_at[reply.attempt])
+        if reply.ack_request:
+            self._acknowledge(exchange, exchange.ticket)
+        try:
+            _refuse_errors(reply)
+            exchange.purpose.complete(exchange, reply, now)
+        except (PeerError, KernelError) as error:
+            exchange.hint = str(error)
+            self._step(exchange, Event.REFUSED, now)
+        else:
+            self._step(exchange, Event.ACCEPTED, now)
+        self._epoch_proven(exchange.peer, reply.epoch, now)
+
+    def _await_ticket(self, exchange: Exchange) -> None:
+        server = exchange.peer.host.service
+        waiting = self._waiting.setdefault(server, [])
+        waiting.append(exchange)
+        if len(waiting) == 1:
+            self._core.emit(FetchTicket(server))
+
+    def _fetch_again(self, server: Principal) -> None:
+        if self._waiting.get(server):
+            self._core.emit(FetchTicket(server))
+
+    def _step(self, exchange: Exchange, event: Event, now: float) -> None:
+        exchange.state, action = step(exchange.state, event)
+        match action:
+            case Action.SEND:
+                self._send(exchange, now)
+            case Action.COMPLETE:
+                self._end(exchange)
+            case Action.ABANDON:
+                # What is wrong may be the ticket: a peer that was re-keyed cannot say so provably.
+                if event is Event.EXHAUSTED:
+                    exchange.peer.ticket = None
+                self._end(exchange)
+                self._watch_for_late(exchange, now)
+                exchange.purpose.abandon(exchange, exchange.hint or "no answer", now)
+            case Action.NOTHING:
+                pass
+
+    def _end(self, exchange: Exchange) -> None:
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        self._by_xid.pop(exchange.xid, None)
+        waiting = self._waiting.get(exchange.peer.host.service, [])
+        if exchange in waiting:
+            waiting.remove(exchange)
+
+    def _watch_for_late(self, exchange: Exchange, now: float) -> None:
+        """A command that is still in the network may yet be carried out."""
+        if exchange.outstanding and len(self._given_up) < _LATE_COMMANDS:
+            xid = exchange.xid
+            self._given_up[xid] = exchange
+            self._core.timers.at(now + _LATE_SECONDS, lambda _: self._forget(xid))
+
+    def _forget(self, xid: int) -> None:
+        self._given_up.pop(xid, None)
+
+    def _send(self, exchange: Exchange, now: float) -> None:
+        core, ticket = self._core, exchange.ticket
+        if ticket is None:
+            raise LocalError("an exchange was to be sent without a ticket")
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        try:
+            if not exchange.outstanding:
+                exchange.inner = exchange.purpose.prepare(exchange, now)
+                exchange.xid = core.next_xid()
+                self._by_xid[exchange.xid] = exchange
+            # §9: a new authenticator each time, the same ticket, XID, nonce and SPI.
+            authenticator = ticket.authenticate()
+        except (LocalError, KernelError, PeerError) as error:
+            exchange.hint = str(error)
+            self._step(exchange, Event.REFUSED, now)
+            return
+        exchange.outstanding.append(authenticator)
+        exchange.sent_at.append(now)
+        proof = kink.ApReq(core.epoch, authenticator.ap_req)
+        message_type = exchange.purpose.type
+        datagram = seal(message_type, exchange.xid, proof, exchange.inner, ticket.key)
+        attempt = len(exchange.outstanding) - 1
+        if attempt:
+            core.counters["retransmitted"] += 1
+        core.send(datagram, exchange.path)
+        wait = exchange.peer.round_trip.timeout(attempt)
+        exhausted = now + wait > exchange.sent_at[0] + TRANSACTION_SECONDS
+        event = Event.EXHAUSTED if exhausted else Event.TIMEOUT
+        exchange.timer = core.timers.at(now + wait, lambda then: self._step(exchange, event, then))
+
+    def _acknowledge(self, exchange: Exchange, ticket: Ticket) -> None:
+        """RFC 4430 §3.2: always, even if the responder is believed to be in error."""
+        proof = kink.ApReq(self._core.epoch, ticket.authenticate().ap_req)
+        datagram = seal(MessageType.ACK, exchange.xid, proof, (), ticket.key)
+        self._core.send(datagram, exchange.path)
+
+
+def _unproven_error(message: kink.Message) -> str:
+    """What an unauthenticated REPLY claims: for people, never acted on (RFC 4430 §4.2.8)."""
+    for payload in message.payloads:
+        match payload:
+            case kink.KinkError():
+                return _kink_error_name(payload.code)
+            case kink.KrbError():
+                return messages.read_krb_error(payload.krb_error).name
+            case _:
+                continue
+    return "a REPLY without Cksum and without an error"
+
+
+def _kink_error_name(code: int) -> str:
+    try:
+        return f"KINK_{KinkErrorCode(code).name}"
+    except ValueError:
+        return f"KINK error {code}"
+
+
+def _refuse_errors(reply: VerifiedReply) -> None:
+    """Raise for a KINK_ERROR or KRB-ERROR that the responder has proven to be its own."""
+    for payload in reply.inner:
+        match payload:
+            case kink.KinkError(code=KinkErrorCode.OK):
+                continue  # §4.2.8: as if it were not there
+            case kink.KinkError():
+                raise PeerError("refused-by-peer", _kink_error_name(payload.code))
+            case kink.KrbError():
+                raise PeerError("refused-by-peer", messages.read_krb_error(payload.krb_error).name)
+            case _:
+                continue

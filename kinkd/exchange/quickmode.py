@@ -1,0 +1,217 @@
+"""Between Quick Mode payloads and what is negotiated: proposals, offers, nonces, SPIs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from kinkd.errors import MalformedIsakmp, PeerError
+from kinkd.keying.negotiate import DEFAULT_LIFETIME_SECONDS, Offer
+from kinkd.model import IPAddress, Lifetime, Mode, Suite
+from kinkd.wire import grammar, isakmp, kink
+from kinkd.wire.numbers import (
+    AttributeClass,
+    EncapsulationMode,
+    IdType,
+    IsakmpPayload,
+    LifeType,
+    MessageType,
+    NotifyType,
+    ProtocolId,
+)
+
+NONCE_OCTETS = 32
+FIRST_SPI = 256  # RFC 4303 §2.1: 0 to 255 are reserved
+
+_MODES = {
+    Mode.TRANSPORT: EncapsulationMode.TRANSPORT,
+    Mode.TUNNEL: EncapsulationMode.TUNNEL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """The Quick Mode part of a CREATE or of its REPLY."""
+
+    offers: tuple[Offer, ...]
+    nonce: bytes | None = field(repr=False)
+    identities: tuple[isakmp.Identification, ...] = ()
+
+
+def propose(suite: Suite, mode: Mode, lifetime: Lifetime, spi: int) -> isakmp.Proposal:
+    """One ESP proposal of one transform, its attributes in the order that every peer reads."""
+    attributes = [
+        isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.SECONDS),
+        isakmp.Attribute(AttributeClass.LIFE_DURATION, lifetime.seconds),
+    ]
+    if lifetime.kilobytes is not None:
+        attributes += [
+            isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.KILOBYTES),
+            isakmp.Attribute(AttributeClass.LIFE_DURATION, lifetime.kilobytes),
+        ]
+    attributes += [
+        isakmp.Attribute(AttributeClass.ENCAPSULATION_MODE, _MODES[mode]),
+        isakmp.Attribute(AttributeClass.KEY_LENGTH, suite.key_bits),
+    ]
+    if suite.authentication_id is not None:
+        attributes.append(
+            isakmp.Attribute(AttributeClass.AUTHENTICATION_ALGORITHM, suite.authentication_id)
+        )
+    transform = isakmp.Transform(1, suite.transform_id, tuple(attributes))
+    return isakmp.Proposal(1, ProtocolId.ESP, spi.to_bytes(4, "big"), (transform,))
+
+
+def creation(proposal: isakmp.Proposal, nonce: bytes | None) -> kink.Isakmp:
+    """The KINK_ISAKMP payload of a CREATE, or with ``nonce`` None of a 2-message REPLY (§6.3)."""
+    association = isakmp.SecurityAssociation((proposal,))
+    if nonce is None:
+        return isakmp.encode((association,))
+    return isakmp.encode((association, isakmp.Nonce(nonce)))
+
+
+def read_creation(payload: kink.Isakmp, *, reply: bool = False) -> Creation:
+    """Read the Quick Mode part of a CREATE, or of the REPLY to one.
+
+    Raises:
+        PeerError: malformed; INVALID-PAYLOAD-TYPE for a KE payload, which is not supported
+            (RFC 4430 §3.2); "refused-by-peer" for an error notification.
+    """
+    parts = isakmp.decode(payload)
+    if any(isinstance(part, isakmp.KeyExchange) for part in parts):
+        raise PeerError(
+            "ke-unsupported",
+            "a KE payload",
+            notify=NotifyType.INVALID_PAYLOAD_TYPE,
+            notify_data=bytes((IsakmpPayload.KE,)),
+        )
+    grammar.check_quick_mode(MessageType.CREATE, parts, reply=reply)
+    offers: tuple[Offer, ...] = ()
+    nonce: bytes | None = None
+    identities: list[isakmp.Identification] = []
+    for part in parts:
+        match part:
+            case isakmp.SecurityAssociation():
+                offers = _read_offers(part)
+            case isakmp.Nonce():
+                nonce = part.data
+            case isakmp.Identification():
+                identities.append(part)
+            case isakmp.Notification():
+                refuse_error_notification(part)
+            case _:
+                continue
+    return Creation(offers, nonce, tuple(identities))
+
+
+def refuse_error_notification(part: isakmp.Notification) -> None:
+    """Raise for a notification of the error range (RFC 4430 §5.5); status types pass."""
+    if part.type < 16384:
+        try:
+            name = NotifyType(part.type).name
+        except ValueError:
+            name = f"error notification {part.type}"
+        raise PeerError("refused-by-peer", name.replace("_", "-"))
+
+
+def _read_offers(association: isakmp.SecurityAssociation) -> tuple[Offer, ...]:
+    if association.doi != 1 or association.situation != 1:  # RFC 4430 §5, SIT_IDENTITY_ONLY
+        raise MalformedIsakmp("an SA payload of another DOI or situation")
+    offers: list[Offer] = []
+    numbers = [proposal.number for proposal in association.proposals]
+    for proposal in association.proposals:
+        bundled = numbers.count(proposal.number) > 1  # RFC 2408 §4.2: a logical AND
+        if bundled or proposal.protocol_id != ProtocolId.ESP:
+            continue
+        spi = int.from_bytes(proposal.spi, "big")
+        offers += [_read_transform(proposal.number, spi, t) for t in proposal.transforms]
+    return tuple(offers)
+
+
+def _read_transform(proposal: int, spi: int, transform: isakmp.Transform) -> Offer:
+    values: dict[int, int] = {}
+    life_type: int | None = None
+    seconds: int | None = None
+    kilobytes: int | None = None
+    readable = True
+    for attribute in transform.attributes:
+        match attribute.type:
+            case AttributeClass.LIFE_TYPE:
+                life_type = attribute.value
+            case AttributeClass.LIFE_DURATION if life_type == LifeType.SECONDS:
+                seconds, life_type = attribute.value, None
+            case AttributeClass.LIFE_DURATION if life_type == LifeType.KILOBYTES:
+                kilobytes, life_type = attribute.value, None
+            case (
+                AttributeClass.ENCAPSULATION_MODE
+                | AttributeClass.AUTHENTICATION_ALGORITHM
+                | AttributeClass.KEY_LENGTH
+            ) if attribute.type not in values:
+                values[attribute.type] = attribute.value
+            case _:
+                readable = False
+    mode = {
+        EncapsulationMode.TRANSPORT: Mode.TRANSPORT,
+        EncapsulationMode.TUNNEL: Mode.TUNNEL,
+    }.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0))  # type: ignore[call-overload]
+    return Offer(
+        proposal=proposal,
+        transform=transform.number,
+        spi=spi,
+        transform_id=transform.transform_id,
+        key_bits=values.get(AttributeClass.KEY_LENGTH),
+        authentication_id=values.get(AttributeClass.AUTHENTICATION_ALGORITHM),
+        mode=mode,
+        lifetime=Lifetime(DEFAULT_LIFETIME_SECONDS if seconds is None else seconds, kilobytes),
+        readable=readable and seconds != 0 and kilobytes != 0,
+    )
+
+
+def check_identities(
+    identities: tuple[isakmp.Identification, ...], initiator: IPAddress, responder: IPAddress
+) -> None:
+    """Client identities must be the address pair itself, all protocols: our SAs are of that grain.
+
+    Raises:
+        PeerError: NO-PROPOSAL-CHOSEN for any other, RFC 4430 §5.3.
+    """
+    if not identities:
+        return
+    expected = (initiator, responder)
+    given = tuple(_address_of(identity) for identity in identities)
+    if given != expected:
+        raise PeerError(
+            "other-identities",
+            "client identities that are not the two addresses",
+            notify=NotifyType.NO_PROPOSAL_CHOSEN,
+        )
+
+
+def _address_of(identity: isakmp.Identification) -> IPAddress | None:
+    whole = identity.protocol == 0 and identity.port == 0
+    lengths = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
+    if not whole or lengths.get(IdType(identity.id_type)) != len(identity.data):
+        return None
+    return ip_address(identity.data)
+
+
+def deletion(spis: tuple[int, ...]) -> kink.Isakmp:
+    """A KINK_ISAKMP payload that names our inbound ESP SAs (RFC 4430 §3.3)."""
+    octets = tuple(spi.to_bytes(4, "big") for spi in spis)
+    return isakmp.encode((isakmp.Delete(ProtocolId.ESP, octets),))
+
+
+def read_deletion(payload: kink.Isakmp) -> tuple[int, ...]:
+    """The ESP SPIs that a DELETE names (RFC 4430 §3.3). Raises PeerError where malformed."""
+    parts = isakmp.decode(payload)
+    grammar.check_quick_mode(MessageType.DELETE, parts)
+    spis: list[int] = []
+    for part in parts:
+        if isinstance(part, isakmp.Delete) and part.protocol_id == ProtocolId.ESP:
+            spis += [int.from_bytes(spi, "big") for spi in part.spis]
+    return tuple(spis)
+
+
+def notification(notify: int, data: bytes = b"", spi: int | None = None) -> kink.Isakmp:
+    """A KINK_ISAKMP payload with one Notify (RFC 4430 §5.5)."""
+    octets = b"" if spi is None else spi.to_bytes(4, "big")
+    return isakmp.encode((isakmp.Notification(ProtocolId.ESP, octets, notify, data),))

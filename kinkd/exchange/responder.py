@@ -1,0 +1,294 @@
+"""Commands of peers: each is verified, bound to a host of the policy, and answered on the spot."""
+
+from __future__ import annotations
+
+from kinkd.errors import KernelError, Malformed, PeerError, TicketRefused
+from kinkd.exchange import installing, quickmode
+from kinkd.exchange.core import PAIRS_PER_HOST, Core, Peer
+from kinkd.exchange.effects import Level, Path, RecordPair
+from kinkd.exchange.lifecycle import Lifecycle
+from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.quickmode import Creation
+from kinkd.exchange.timing import TokenBucket
+from kinkd.exchange.verified import VerifiedCommand, accept_command, open_command, seal, unseal
+from kinkd.kerberos import messages
+from kinkd.kerberos.port import OpenedTicket
+from kinkd.kernel.port import SaId
+from kinkd.keying.negotiate import Choice, choose
+from kinkd.model import Host, Principal, Protection
+from kinkd.wire import grammar, isakmp, kink
+from kinkd.wire.numbers import KinkErrorCode, MessageType, NotifyType
+
+_Inner = tuple[kink.Payload, ...]
+
+
+class Responder:
+    """Answers CREATE, DELETE, STATUS and GETTGT."""
+
+    def __init__(self, core: Core, lifecycle: Lifecycle) -> None:
+        self._core = core
+        self._lifecycle = lifecycle
+        # RFC 4430 §4.2.8, §10: unprotected answers must not make us a tool of someone else.
+        self._unprotected = TokenBucket(rate=10, burst=20)
+
+    def receive_command(self, received: kink.Received, path: Path, now: float) -> None:
+        """A command came in. Raises PeerError where it is dropped without an answer of its own."""
+        message = received.message
+        if message.type is MessageType.GETTGT:
+            raise PeerError(
+                "user-to-user-denied",
+                "no TGT is given out",
+                kink_error=KinkErrorCode.U2UDENIED,  # RFC 4430 §6.6
+            )
+        opened = open_command(received, self._core.acceptor)
+        command = accept_command(received, opened, self._core.acceptor)
+        if command.type is MessageType.ACK:
+            raise PeerError("unexpected-ack", "no REPLY of ours asked for one")
+        inner = self._answer(command, path, now)
+        proof = kink.ApRep(self._core.epoch, command.ap_rep)
+        self._core.send(seal(MessageType.REPLY, command.xid, proof, inner, opened.key), path)
+
+    def refuse(self, error: PeerError, xid: int, path: Path, now: float) -> None:
+        """Answer a command for which no AP-REP can be made, where RFC 4430 §6.3 wants it."""
+        payload: kink.Payload
+        if isinstance(error, TicketRefused) and error.krb_error is not None:
+            me = self._core.policy.me.service
+            payload = kink.KrbError(_lone_krb_error(error.krb_error, me, self._core.posix(now)))
+        elif error.kink_error is not None:
+            payload = kink.KinkError(error.kink_error)
+        else:
+            return
+        if not self._unprotected.take(now):
+            self._core.counters["unprotected-answer-withheld"] += 1
+            return
+        message = kink.Message(MessageType.REPLY, xid, (payload,))
+        self._core.send(kink.encode(message), path)
+
+    def _answer(self, command: VerifiedCommand, path: Path, now: float) -> _Inner:
+        """What goes into the REPLY: the result, or the error as a payload (RFC 4430 §6.3, §6.4)."""
+        try:
+            host = self._bind(command.ticket, path)
+            peer = self._core.peer(host)
+            self._lifecycle.epoch_claimed(peer, path, command.epoch, now)
+            repeated = peer.answered.get((command.epoch, command.xid))
+            if repeated is not None:
+                self._core.counters["repeated-command"] += 1
+                return repeated
+            inner = self._carry_out(command, peer, path, now)
+        except PeerError as error:
+            inner = _error_payloads(error)
+            if not inner:
+                raise
+            self._core.drop(error, path, now)
+            return inner
+        except KernelError as error:
+            self._core.counters["kernel-error"] += 1
+            self._core.report(Level.ERROR, "kernel-refused", reason=str(error))
+            return (kink.KinkError(KinkErrorCode.INTERR),)
+        peer.remember(command.epoch, command.xid, inner)
+        return inner
+
+    def _bind(self, ticket: OpenedTicket, path: Path) -> Host:
+        """The host that the policy knows by this principal at this address (RFC 4430 §10)."""
+        host = self._core.policy.host_by_client(ticket.client)
+        if host is None:
+            raise PeerError(
+                "unknown-principal",
+                f"{ticket.client} is no host of the policy",
+                notify=NotifyType.NO_PROPOSAL_CHOSEN,
+            )
+        if path.remote not in host.addresses:
+            raise PeerError(
+                "address-not-bound",
+                f"{ticket.client} is not at {path.remote} by the policy",
+                notify=NotifyType.NO_PROPOSAL_CHOSEN,
+            )
+        return host
+
+    def _carry_out(self, command: VerifiedCommand, peer: Peer, path: Path, now: float) -> _Inner:
+        match command.type:
+            case MessageType.CREATE:
+                return self._create(command, peer, path, now)
+            case MessageType.DELETE:
+                return self._delete(command, peer, path, now)
+            case MessageType.STATUS:
+                _read_status(command)
+                self._core.counters["status.answered"] += 1
+                return ()
+            case _:
+                raise Malformed(f"{command.type.name} is no command")
+
+    def _create(self, command: VerifiedCommand, peer: Peer, path: Path, now: float) -> _Inner:
+        """RFC 4430 §3.2 step 3: both SAs, then the REPLY."""
+        core = self._core
+        if core.closing:
+            raise PeerError(
+                "closing", "this daemon is leaving", notify=NotifyType.NO_PROPOSAL_CHOSEN
+            )
+        protection = core.policy.protection(path.local, path.remote)
+        if protection is None or protection.peer.name != peer.host.name:
+            raise PeerError(
+                "no-policy",
+                f"no rule protects traffic with {path.remote}",
+                notify=NotifyType.NO_PROPOSAL_CHOSEN,
+            )
+        request = _read_request(command, path)
+        suites = core.suites(protection.profile, path.remote)
+        choice = choose(request.offers, suites, protection.mode, protection.profile.lifetime)
+        if not choice.optimistic:
+            # A 3-message CREATE would be the answer; until then the peer is told plainly.
+            raise PeerError(
+                "no-proposal-chosen",
+                "only another than the first proposal is allowed by the policy",
+                notify=NotifyType.NO_PROPOSAL_CHOSEN,
+            )
+        repeated = core.pairs.of_create(peer.host.name, command.epoch, command.xid)
+        if repeated is not None:
+            return _reply_creation(repeated.inbound_spi, choice, protection)
+        self._check_spi(choice.offer.spi, peer, path)
+        pair = self._install(command, request, choice, protection, path, now)
+        core.pairs.add(pair)
+        core.emit(RecordPair(pair))
+        core.counters["create.answered"] += 1
+        core.report(
+            Level.INFO,
+            "sa-established",
+            peer=pair.host,
+            role=pair.role.value,
+            local=pair.local,
+            remote=pair.remote,
+            spi_in=f"{pair.inbound_spi:#010x}",
+            spi_out=f"{pair.outbound_spi:#010x}",
+            suite=pair.suite,
+            etype=pair.etype,
+        )
+        return _reply_creation(pair.inbound_spi, choice, protection)
+
+    def _check_spi(self, spi: int, peer: Peer, path: Path) -> None:
+        known = self._core.pairs.by_outbound(path.remote, spi) is not None
+        if known or spi < quickmode.FIRST_SPI:  # RFC 4430 §3.2
+            raise PeerError(
+                "invalid-spi",
+                f"SPI {spi:#010x} exists or is reserved",
+                notify=NotifyType.INVALID_SPI,
+            )
+        if len(self._core.pairs.of_host(peer.host.name)) >= PAIRS_PER_HOST:
+            raise PeerError(
+                "too-many-sas",
+                f"{peer.host.name} has {PAIRS_PER_HOST} pairs",
+                kink_error=KinkErrorCode.INTERR,
+            )
+
+    def _install(
+        self,
+        command: VerifiedCommand,
+        request: Creation,
+        choice: Choice,
+        protection: Protection,
+        path: Path,
+        now: float,
+    ) -> SaPair:
+        core, key = self._core, command.ticket.key
+        nonce = request.nonce or b""
+        spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
+        pair = SaPair(
+            host=protection.peer.name,
+            principal=str(command.ticket.client),
+            local=path.local,
+            remote=path.remote,
+            inbound_spi=spi,
+            outbound_spi=choice.offer.spi,
+            reqid=protection.reqid,
+            suite=choice.suite.name,
+            role=Role.RESPONDER,
+            lifetime=choice.lifetime,
+            created=int(core.posix(now)),
+            epoch=command.epoch,
+            xid=command.xid,
+            etype=key.etype,
+        )
+        limits = installing.responder_limits(choice.lifetime)
+
+        def install(sa: SaId, *, outbound: bool) -> None:
+            material = installing.derive(key, sa.spi, nonce, choice.suite)
+            try:
+                built = installing.build_sa(sa, protection, choice.suite, material, limits)
+                if outbound:
+                    core.kernel.install_outbound(built, protection.outbound_entries)
+                else:
+                    core.kernel.install_inbound(built)
+            finally:
+                material.wipe()
+
+        install(pair.inbound, outbound=False)
+        try:
+            install(pair.outbound, outbound=True)
+        except KernelError:
+            core.kernel.remove(pair.inbound)
+            raise
+        return pair
+
+    def _delete(self, command: VerifiedCommand, peer: Peer, path: Path, now: float) -> _Inner:
+        """RFC 4430 §3.3: both SAs go, and the REPLY names our inbound ones."""
+        ours: list[int] = []
+        unknown: list[int] = []
+        for payload in unseal(command):
+            if not isinstance(payload, kink.Isakmp):
+                continue
+            for spi in quickmode.read_deletion(payload):
+                pair = self._core.pairs.by_outbound(path.remote, spi)
+                if pair is None or pair.host != peer.host.name:
+                    unknown.append(spi)
+                else:
+                    ours.append(pair.inbound_spi)
+                    self._lifecycle.retire(pair, now, grace=peer.round_trip.grace())
+        self._core.counters["delete.answered"] += len(ours)
+        if ours:
+            self._core.report(
+                Level.INFO, "sa-deleted", peer=peer.host.name, role="responder", sas=len(ours)
+            )
+        inner = [quickmode.deletion(tuple(ours))] if ours else []
+        inner += [quickmode.notification(NotifyType.INVALID_SPI, spi=spi) for spi in unknown]
+        return tuple(inner)
+
+
+def _read_request(command: VerifiedCommand, path: Path) -> Creation:
+    payloads = [part for part in unseal(command) if isinstance(part, kink.Isakmp)]
+    if len(payloads) != 1:
+        raise PeerError(
+            "several-operations",
+            f"{len(payloads)} KINK_ISAKMP payloads, one is supported",
+            notify=NotifyType.PAYLOAD_MALFORMED,
+        )
+    request = quickmode.read_creation(payloads[0])
+    quickmode.check_identities(request.identities, path.remote, path.local)
+    return request
+
+
+def _read_status(command: VerifiedCommand) -> None:
+    """Its notifications must be readable; those we do not know are ignored (RFC 4430 §5.5)."""
+    for payload in unseal(command):
+        if isinstance(payload, kink.Isakmp):
+            grammar.check_quick_mode(MessageType.STATUS, isakmp.decode(payload))
+
+
+def _reply_creation(spi: int, choice: Choice, protection: Protection) -> _Inner:
+    """The chosen proposal under its own numbers, with our SPI (RFC 2409 §5.5)."""
+    proposal = quickmode.propose(choice.suite, protection.mode, choice.lifetime, spi)
+    transform = proposal.transforms[0]
+    echoed = isakmp.Transform(choice.offer.transform, transform.transform_id, transform.attributes)
+    chosen = isakmp.Proposal(choice.offer.proposal, proposal.protocol_id, proposal.spi, (echoed,))
+    return (quickmode.creation(chosen, None),)
+
+
+def _error_payloads(error: PeerError) -> _Inner:
+    if error.notify is not None:
+        return (quickmode.notification(error.notify, error.notify_data),)
+    if error.kink_error is not None:
+        return (kink.KinkError(error.kink_error),)
+    return ()
+
+
+def _lone_krb_error(code: int, me: Principal, posix: float) -> bytes:
+    microseconds = int(posix % 1 * 1_000_000)
+    return messages.build_krb_error(code, me.realm, me, int(posix), microseconds)

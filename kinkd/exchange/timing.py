@@ -1,0 +1,109 @@
+"""Time without a clock: timers, the retransmission timer of RFC 4430 §9, token buckets.
+
+All instants are seconds of one monotonic clock that the caller owns.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+FIRST_TIMEOUT = 0.5
+"""Seconds before the first retransmission to a host whose round trip is not known yet."""
+SHORTEST_TIMEOUT = 0.1
+LONGEST_TIMEOUT = 8.0
+"""Where the exponential back-off is truncated, seconds (RFC 4430 §9)."""
+TRANSACTION_SECONDS = 30.0
+"""A full retransmission cycle: after it an exchange has failed (T-retrans of RFC 4430 §3.6)."""
+
+
+@dataclass(order=True, slots=True)
+class Timer:
+    """An entry of ``Timers``; ``cancel`` makes it a no-op."""
+
+    when: float
+    number: int
+    action: Callable[[float], None] | None = field(compare=False)
+
+    def cancel(self) -> None:
+        """Forget the action, and all that it holds."""
+        self.action = None
+
+
+class Timers:
+    """A queue of actions by time."""
+
+    def __init__(self) -> None:
+        self._queue: list[Timer] = []
+        self._numbers = itertools.count()
+
+    def at(self, when: float, action: Callable[[float], None]) -> Timer:
+        """Call ``action(now)`` once ``when`` has come."""
+        timer = Timer(when, next(self._numbers), action)
+        heapq.heappush(self._queue, timer)
+        return timer
+
+    def next(self) -> float | None:
+        """When ``run`` is due, or None."""
+        while self._queue and self._queue[0].action is None:
+            heapq.heappop(self._queue)
+        return self._queue[0].when if self._queue else None
+
+    def run(self, now: float) -> None:
+        """Call everything that is due, in order."""
+        while self._queue and self._queue[0].when <= now:
+            timer = heapq.heappop(self._queue)
+            action, timer.action = timer.action, None
+            if action is not None:
+                action(now)
+
+
+class RoundTrip:
+    """A host's round trip, smoothed as TCP does it (RFC 6298 §2), for the timer T of §9."""
+
+    def __init__(self) -> None:
+        self.smoothed: float | None = None
+        self._variation = 0.0
+
+    def sample(self, seconds: float) -> None:
+        """Take one measurement: from an authenticator's sending to the AP-REP that echoes it."""
+        if self.smoothed is None:
+            self.smoothed, self._variation = seconds, seconds / 2
+        else:
+            self._variation += (abs(self.smoothed - seconds) - self._variation) / 4
+            self.smoothed += (seconds - self.smoothed) / 8
+
+    def timeout(self, attempt: int) -> float:
+        """Seconds to wait after sending for the ``attempt``-th time (0, 1, ...)."""
+        if self.smoothed is None:
+            first = FIRST_TIMEOUT
+        else:
+            first = max(SHORTEST_TIMEOUT, self.smoothed + 4 * self._variation)
+        return float(min(first * 2**attempt, LONGEST_TIMEOUT))
+
+    def grace(self) -> float:
+        """Seconds that packets in flight are given before an SA goes (RFC 4430 §3.3)."""
+        return max(1.0, 2 * (self.smoothed or 0.0))
+
+
+class TokenBucket:
+    """A bound on how often something is done: ``rate`` a second, bursts of ``burst``."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._last: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Whether it may be done once more, now."""
+        if self._last is not None:
+            refill = max(0.0, now - self._last) * self._rate
+            self._tokens = min(self._burst, self._tokens + refill)
+        self._last = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

@@ -1,0 +1,1 @@
+"""The ticket layer: etypes, the Kerberos messages KINK carries, and who authenticates with them."""

@@ -1,0 +1,122 @@
+"""What the core asks of Kerberos.
+
+``kerberos.gss`` is the real thing; ``kerberos.offline`` is a second, pure implementation from
+keytab octets and a given clock. Nothing here waits for a network: the one call that does,
+``TicketSource.fetch``, is made in a worker thread by the application.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kinkd.model import Principal
+
+
+class SessionKey(Protocol):
+    """A Kerberos key and the operations of its etype (RFC 3961 §3). No repr shows its octets."""
+
+    @property
+    def etype(self) -> int:
+        """17, 18 (RFC 3962), 19 or 20 (RFC 8009)."""
+
+    @property
+    def checksum_octets(self) -> int:
+        """Length of the etype's required checksum."""
+
+    def encrypt(self, usage: int, plain: bytes) -> bytes:
+        """RFC 3961 §3 ``encrypt`` under the specific key of ``usage``, random confounder."""
+
+    def decrypt(self, usage: int, cipher: bytes) -> bytes:
+        """The inverse. Raises PeerError("bad-integrity") where the octets are not genuine."""
+
+    def checksum(self, usage: int, data: bytes) -> bytes:
+        """RFC 3961 §3 ``get_mic`` of the required checksum mechanism."""
+
+    def verify(self, usage: int, data: bytes, checksum: bytes) -> bool:
+        """``verify_mic``, in constant time."""
+
+    def prf(self, data: bytes) -> bytes:
+        """RFC 3961 §3 ``pseudo-random``: 20 octets for etypes 17/18, 32 and 48 for 19 and 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticator:
+    """One AP-REQ that was made, and the (ctime, cusec) its AP-REP must repeat (RFC 4120 §3.2.4)."""
+
+    ap_req: bytes = field(repr=False)  # raw KRB_AP_REQ, DER
+    ctime: int  # POSIX seconds
+    cusec: int
+
+
+class Ticket(Protocol):
+    """A service ticket of ours for a peer, pinned: its session key never changes (RFC 4430 §9)."""
+
+    @property
+    def client(self) -> Principal: ...
+    @property
+    def server(self) -> Principal: ...
+    @property
+    def key(self) -> SessionKey: ...
+    @property
+    def end(self) -> int:
+        """POSIX seconds at which the ticket ends."""
+
+    @property
+    def octets(self) -> int:
+        """Size of the encoded ticket."""
+
+    def authenticate(self) -> Authenticator:
+        """A new AP-REQ with a fresh authenticator, mutual authentication requested. No network."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedTicket:
+    """A peer's AP-REQ whose ticket was decrypted: the key is known, nothing else is proven yet."""
+
+    client: Principal
+    server: Principal
+    key: SessionKey
+    start: int  # POSIX seconds
+    end: int  # POSIX seconds
+    octets: int  # size of the encoded ticket
+    ap_req: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A peer's AP-REQ that Kerberos accepts: fresh, not a replay. ``ap_rep`` is the raw answer."""
+
+    ap_rep: bytes = field(repr=False)
+    ctime: int
+    cusec: int
+
+
+class Acceptor(Protocol):
+    """The responder's side of RFC 4120 §3.2.3, in the two steps that the Cksum comes between."""
+
+    def open(self, ap_req: bytes) -> OpenedTicket:
+        """Decrypt the ticket with the keytab. Changes nothing.
+
+        Raises:
+            TicketRefused: with the KRB-ERROR code to relay: 31 (wrong key), 44/45 (key not here),
+                14 (session key of an etype that KINK does not use), 40 (not an AP-REQ).
+        """
+
+    def accept(self, opened: OpenedTicket) -> Accepted:
+        """Check the authenticator: freshness, clock, replay. Call it after the Cksum verified.
+
+        Raises:
+            TicketRefused: 37 (clock), 32 (expired), 33 (not yet valid); None for a replay.
+        """
+
+
+class TicketSource(Protocol):
+    """The initiator's side: tickets from the KDC. Blocks; thread-safe."""
+
+    def fetch(self, server: Principal) -> Ticket:
+        """A ticket for ``server``.
+
+        Raises:
+            TicketUnavailable: in words, the KDC's or libkrb5's reason.
+        """

@@ -1,0 +1,146 @@
+"""What the core asks of the kernel's SA and policy databases.
+
+``kernel.socket`` is the kernel itself; ``kernel.memory`` is the one of the fast tests and
+of ``--dry-run``. Every call is synchronous, takes microseconds, and raises ``KernelError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kinkd.model import (
+    Direction,
+    IPAddress,
+    IpsecProtocol,
+    Mode,
+    Secret,
+    Selector,
+    SpdEntry,
+    Suite,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SaId:
+    """What names an SA in the kernel: destination, protocol, SPI. ``source`` is informative."""
+
+    source: IPAddress
+    destination: IPAddress
+    spi: int
+    protocol: IpsecProtocol = IpsecProtocol.ESP
+
+
+@dataclass(frozen=True, slots=True)
+class SaLimits:
+    """When the kernel tells us (soft) and when it removes the SA (hard); None: never."""
+
+    soft_seconds: int | None = None
+    hard_seconds: int | None = None
+    soft_octets: int | None = None
+    hard_octets: int | None = None
+    soft_packets: int | None = None
+    hard_packets: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sa:
+    """An SA to install. ``keymat`` is encryption key then authentication key, per ``suite``."""
+
+    id: SaId
+    mode: Mode
+    reqid: int
+    selector: Selector
+    suite: Suite
+    keymat: Secret
+    limits: SaLimits = SaLimits()
+    replay_window: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class SaState:
+    """An SA as the kernel has it; no keys."""
+
+    id: SaId
+    mode: Mode
+    reqid: int
+    selector: Selector
+    limits: SaLimits
+    octets: int
+    packets: int
+    added: int  # POSIX seconds
+    used: int  # POSIX seconds of the first use, 0: never
+    algorithms: tuple[str, ...] = ()  # the kernel's names
+    larval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Acquire:
+    """Traffic met an SPD entry that wants an SA which is not there."""
+
+    source: IPAddress
+    destination: IPAddress
+    protocol: IpsecProtocol
+    mode: Mode
+    reqid: int
+    policy_index: int
+    sequence: int
+    flow: Selector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """A soft limit was met, or (``hard``) the kernel removed the SA. SPI 0: an acquire timed out."""
+
+    id: SaId
+    reqid: int
+    hard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overrun:
+    """The kernel dropped events (ENOBUFS): what it has must be read again."""
+
+
+KernelEvent = Acquire | Expire | Overrun
+
+
+class Kernel(Protocol):
+    """The SA and policy databases of one network namespace."""
+
+    def probe(self, suite: Suite, family: int) -> None:
+        """Install and remove a dummy SA, so that a missing algorithm is known before READY.
+
+        ``family`` is 4 or 6. Loads modules: may take a second; call it before the loop runs.
+        """
+
+    def allocate_spi(self, source: IPAddress, destination: IPAddress, reqid: int) -> int:
+        """Reserve an SPI for an inbound ESP SA, in transport mode (XFRM_MSG_ALLOCSPI)."""
+
+    def install_inbound(self, sa: Sa) -> None:
+        """Fill a reserved SPI (UPDSA), or add it where the reservation has lapsed (NEWSA)."""
+
+    def install_outbound(self, sa: Sa, refresh: Sequence[SpdEntry]) -> None:
+        """Add an outbound SA, then write ``refresh`` again in the same request.
+
+        Writing the SPD entries again sends what they hold back and moves connected sockets.
+        """
+
+    def remove(self, sa: SaId) -> bool:
+        """Remove one SA (DELSA); False: the kernel has none of that name."""
+
+    def states(self) -> list[SaState]:
+        """All SAs of the namespace, ours and others', larval ones included."""
+
+    def state(self, sa: SaId) -> SaState | None:
+        """One SA, or None."""
+
+    def write_policy(self, entry: SpdEntry) -> None:
+        """Write an SPD entry, replacing one of the same selector and direction (UPDPOLICY)."""
+
+    def remove_policy(self, direction: Direction, selector: Selector) -> bool:
+        """Remove an SPD entry; False: there was none."""
+
+    def policies(self) -> list[SpdEntry]:
+        """All SPD entries of the namespace but the ones bound to a socket."""

@@ -1,0 +1,1 @@
+"""Algorithms, negotiation and key derivation."""

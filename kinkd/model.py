@@ -1,0 +1,240 @@
+"""The values every part of kinkd speaks in: frozen, comparable, without behaviour of their own."""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Self
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+
+class Secret:
+    """Key material: absent from every repr, compared in constant time, overwritten by ``wipe``.
+
+    ``value`` is the one mutable copy; whoever makes another owns its end.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes | bytearray) -> None:
+        self.value = bytearray(value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self.value, other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # a secret is no dictionary key
+
+    def __repr__(self) -> str:
+        return f"<secret of {len(self.value)} octets>"
+
+    def wipe(self) -> None:
+        """Overwrite the octets with zeros."""
+        self.value[:] = bytes(len(self.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A Kerberos principal name with its realm (RFC 4120 §6.2), case sensitive."""
+
+    components: tuple[str, ...]
+    realm: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        r"""Read ``component/component@REALM``; ``\`` quotes ``/``, ``@`` and itself.
+
+        Raises:
+            ValueError: no realm, an empty component, or a stray ``\``.
+        """
+        parts: list[str] = [""]
+        separators: list[str] = []
+        position = 0
+        while position < len(text):
+            char = text[position]
+            if char == "\\":
+                position += 1
+                if position == len(text):
+                    raise ValueError(f"principal {text!r} ends in a lone backslash")
+                parts[-1] += text[position]
+            elif char == "@" or (char == "/" and "@" not in separators):
+                separators.append(char)
+                parts.append("")
+            else:
+                parts[-1] += char
+            position += 1
+        if separators.count("@") != 1 or not all(parts):
+            raise ValueError(f"{text!r} is not a principal of the form name/host@REALM")
+        return cls(tuple(parts[:-1]), parts[-1])
+
+    def __str__(self) -> str:
+        quoted = (re.sub(r"([\\/@])", r"\\\1", part) for part in self.components)
+        return "/".join(quoted) + "@" + self.realm
+
+
+class IpsecProtocol(enum.IntEnum):
+    """IP protocol numbers of the IPsec protocols."""
+
+    ESP = 50
+    AH = 51
+
+
+class Mode(enum.IntEnum):
+    """Encapsulation, by the numbers of the kernel (XFRM_MODE_*)."""
+
+    TRANSPORT = 0
+    TUNNEL = 1
+
+
+class Direction(enum.IntEnum):
+    """The directions of an SPD entry, by the numbers of the kernel (XFRM_POLICY_*)."""
+
+    IN = 0
+    OUT = 1
+    FWD = 2
+
+
+class Action(enum.Enum):
+    """What a rule of the realm's policy does with traffic."""
+
+    REQUIRE = "require"
+    CLEAR = "clear"
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long an SA may serve; ``kilobytes`` None: no limit by volume (RFC 2407 §4.5)."""
+
+    seconds: int
+    kilobytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """One ESP protection: an ISAKMP transform and what the kernel calls it.
+
+    Either ``aead`` is set, or ``encryption`` and ``authentication`` are.
+    Key lengths are in octets of KEYMAT, truncation and ICV in bits.
+    """
+
+    name: str
+    transform_id: int  # RFC 2407 §4.4.4 and its registry
+    key_bits: int  # the Key Length attribute (6)
+    authentication_id: int | None  # the Authentication Algorithm attribute (5)
+    encryption_octets: int  # of KEYMAT, with the salt of RFC 4106 §8.1
+    authentication_octets: int
+    icv_bits: int
+    aead: str | None = None
+    encryption: str | None = None
+    authentication: str | None = None
+
+    @property
+    def keymat_octets(self) -> int:
+        """Octets of KEYMAT one SA takes: encryption key first, then authentication key."""
+        return self.encryption_octets + self.authentication_octets
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A crypto profile of the policy: suites in order of preference, lifetime of an SA."""
+
+    name: str
+    suites: tuple[Suite, ...]
+    lifetime: Lifetime
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host of the realm: what it is asked for as, what it authenticates as, where it lives."""
+
+    name: str
+    service: Principal
+    client: Principal
+    addresses: tuple[IPAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PortMatch:
+    """A port and the bits of it that count; the default matches every port."""
+
+    port: int = 0
+    mask: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Traffic (RFC 4301 §4.4.1.1). ``protocol`` 0: any. For ICMP the ports hold type and code."""
+
+    source: IPNetwork
+    destination: IPNetwork
+    protocol: int = 0
+    source_port: PortMatch = PortMatch()
+    destination_port: PortMatch = PortMatch()
+
+    @classmethod
+    def between(cls, source: IPAddress, destination: IPAddress) -> Self:
+        """All traffic from one address to one other."""
+        return cls(ip_network(source), ip_network(destination))
+
+    def reversed(self) -> Self:
+        """The same traffic the other way."""
+        return type(self)(
+            self.destination,
+            self.source,
+            self.protocol,
+            self.destination_port,
+            self.source_port,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What an SPD entry demands of a packet: an SA of this protocol, mode and reqid.
+
+    The endpoints are None in transport mode: they are the packet's own.
+    """
+
+    protocol: IpsecProtocol
+    mode: Mode
+    reqid: int
+    source: IPAddress | None = None
+    destination: IPAddress | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpdEntry:
+    """One entry of the kernel's security policy database.
+
+    ``template`` None: bypass, or with ``block`` discard. A smaller ``priority`` wins.
+    """
+
+    direction: Direction
+    selector: Selector
+    priority: int
+    template: Template | None = None
+    block: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What the policy demands between one local and one remote address."""
+
+    peer: Host
+    profile: Profile
+    mode: Mode
+    reqid: int
+    rule: str  # the rule's name, for people
+    entries: tuple[SpdEntry, ...] = field(repr=False, default=())  # the SPD entries it stands for
+
+    @property
+    def outbound_entries(self) -> tuple[SpdEntry, ...]:
+        """Those that hold back outbound traffic until there is an SA."""
+        return tuple(entry for entry in self.entries if entry.direction is Direction.OUT)

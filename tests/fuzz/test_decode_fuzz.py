@@ -1,0 +1,60 @@
+"""A capture of any octets is read or refused in words; any datagram has a view."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinkd.decode import pcap, text
+from kinkd.decode.document import plain
+from kinkd.decode.reader import Reader
+from kinkd.errors import LocalError
+from kinkd.kerberos.keytab import read_keytab
+from tests.support import recordings
+
+CAPTURES = [recordings.capture(name) for name in ("esp2way", "delete", "wrongkey")]
+KEYS = read_keytab(recordings.keytab("esp2way"))
+DATAGRAMS = recordings.datagrams("esp2way")
+
+
+@st.composite
+def damaged(draw, originals):
+    octets = bytearray(draw(originals))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(octets)))
+        octets[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(octets)
+
+
+def shown(view: object) -> None:
+    out = io.StringIO()
+    if isinstance(view, pcap.Other):
+        out.write(text.render_other(view, 0))
+    else:
+        out.writelines(text.render_message(view, 0, show_keys=True))
+    json.dumps(plain(view, show_keys=True))
+
+
+@settings(deadline=None)
+@given(st.one_of(st.binary(max_size=100), damaged(st.sampled_from(CAPTURES))))
+def test_any_capture_is_read_or_refused(octets):
+    reader = Reader(KEYS)
+    refusal = ""
+    try:
+        for packet in pcap.read(octets):
+            shown(reader.read(packet) if isinstance(packet, pcap.Datagram) else packet)
+    except LocalError as error:
+        refusal = str(error)
+    assert "\n" not in refusal
+
+
+@settings(deadline=None)
+@given(st.lists(damaged(st.sampled_from([packet.octets for packet in DATAGRAMS])), max_size=3))
+def test_any_datagram_has_a_view(octets):
+    reader = Reader(KEYS)
+    for datagram in (*DATAGRAMS, *(dataclasses.replace(DATAGRAMS[0], octets=o) for o in octets)):
+        shown(reader.read(datagram))

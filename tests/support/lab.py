@@ -1,0 +1,311 @@
+"""The laboratory: a network, a real realm, and real kinkd daemons on its hosts.
+
+with Lab() as lab:
+    lab.start("alice", "bob")
+    assert lab["alice"].ping(lab["bob"]).lost == 0
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support import observe
+from tests.support.realm import Realm
+from tests.support.topology import HOSTS, Node, Topology
+
+READY_PATIENCE = 60.0  # seconds; the first SA of an algorithm loads modules
+_POLICY_RULE = """\
+[[rules]]
+name = "realm"
+from = "members"
+to = "members"
+action = "require"
+profile = "{profile}"
+"""
+
+
+class DaemonError(Exception):
+    """A kinkd did not do what it was told; the text ends with its log."""
+
+
+class Host:
+    """One host of the lab and its kinkd; files are in ``directory``, the log outlives a start."""
+
+    def __init__(self, node: Node, directory: Path, realm: Realm, policy: Path) -> None:
+        self.node = node
+        self.name = node.name
+        self.directory = directory
+        self.principal = f"kink/{self.name}.example.test@{realm.name}"
+        self.keytab = directory / "keytab"
+        self.state = directory / "state"
+        self.socket = directory / "control.sock"
+        self.config = directory / "kinkd.toml"
+        self.log_file = directory / "kinkd.log"
+        self.realm = realm
+        self.process: subprocess.Popen[str] | None = None
+        directory.mkdir()
+        self.state.mkdir()
+        realm.add(self.principal, keytab=self.keytab)
+        self.configure(policy=policy)
+
+    def configure(self, *, policy: Path, level: str = "info", keytab: Path | None = None) -> None:
+        """Write the configuration file."""
+        self.config.write_text(
+            f'[host]\nname = "{self.name}"\n'
+            f'[kerberos]\nkeytab = "{keytab or self.keytab}"\n'
+            f'[policy]\nfile = "{policy}"\n'
+            f'[state]\ndirectory = "{self.state}"\n'
+            f'[control]\nsocket = "{self.socket}"\n'
+            f'[log]\nlevel = "{level}"\n'
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its programs run with."""
+        return {**os.environ, **self.realm.environment}
+
+    def start(self) -> None:
+        """Start kinkd and return when it says READY.
+
+        Raises:
+            DaemonError: it ended, or did not get ready in time.
+        """
+        self.launch()()
+
+    def launch(self) -> Callable[[], None]:
+        """Start kinkd; what is returned waits until it says READY (see ``start``)."""
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(str(path))
+        with self.log_file.open("a") as log:
+            self.process = self.node.popen(
+                *(sys.executable, "-m", "kinkd.cli.kinkd", "run", "--config", self.config),
+                stdout=log,
+                stderr=log,
+                env={**self.environment, "NOTIFY_SOCKET": str(path)},
+            )
+        return lambda: self._await_ready(notify)
+
+    def _await_ready(self, notify: socket.socket) -> None:
+        deadline = time.monotonic() + READY_PATIENCE
+        with notify:
+            notify.settimeout(0.2)
+            while time.monotonic() < deadline:
+                try:
+                    if "READY=1" in notify.recv(4096).decode().split("\n"):
+                        return
+                except TimeoutError:
+                    if self.process is not None and self.process.poll() is not None:
+                        break
+        raise DaemonError(f"{self.name}: kinkd did not get ready\n{self.log()}")
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Send a signal and wait; the exit status. What ran in the kernel stays there."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(signum)
+        return self.wait()
+
+    def wait(self, timeout: float = 20) -> int:
+        """Wait for kinkd's end; the exit status."""
+        if self.process is None:
+            return 0
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise DaemonError(f"{self.name}: kinkd did not end\n{self.log()}") from None
+        finally:
+            self.process = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its kinkd lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def log(self) -> str:
+        """All that its kinkd has logged so far."""
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def logged(self, event: str) -> list[str]:
+        """The log lines that hold ``event`` as a word."""
+        return [line for line in self.log().splitlines() if event in line.split()]
+
+    def kinkctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run kinkctl as a person would."""
+        command = (sys.executable, "-m", "kinkd.cli.kinkctl", "--socket", self.socket)
+        return self.node.run(*command, *arguments, check=check, env=self.environment)
+
+    def ask(self, *arguments: str) -> dict[str, Any]:
+        """Run ``kinkctl --json``; what it answers."""
+        answer: dict[str, Any] = json.loads(self.kinkctl("--json", *arguments).stdout)
+        return answer
+
+    def sas(self) -> list[dict[str, Any]]:
+        """The SA pairs that its kinkd knows."""
+        rows: list[dict[str, Any]] = self.ask("sas")["sas"]
+        return rows
+
+    def counters(self) -> dict[str, int]:
+        """Its kinkd's counters."""
+        counters: dict[str, int] = self.ask("status")["counters"]
+        return counters
+
+    def states(self) -> list[observe.KernelSa]:
+        """The SAs in its kernel."""
+        return observe.read_states(self.node)
+
+    def policies(self) -> list[str]:
+        """The policies in its kernel."""
+        return observe.read_policies(self.node)
+
+    def ping(self, peer: Host, *, family: int = 4, count: int = 1, **more: float) -> observe.Ping:
+        """Ping a host of the lab; see ``observe.ping``."""
+        target = peer.node.address(family)
+        return observe.ping(
+            self.node,
+            target,
+            count=count,
+            interval=more.get("interval", 0.2),
+            patience=more.get("patience", 10),
+        )
+
+
+class Lab:
+    """``hosts`` and a KDC on a network of their own, in a directory of their own.
+
+    Args:
+        hosts: which of alice, bob and carol there are.
+        etype: of all keys of the realm, session keys too.
+        profile: the crypto profile that the one rule of the policy names.
+        families: the address families in the policy, 4 and 6.
+        mtu: of every link, in octets.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str] = ("alice", "bob"),
+        *,
+        etype: int = 18,
+        profile: str = "fast",
+        families: Sequence[int] = (4, 6),
+        mtu: int = 1500,
+    ) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="kinkd-lab-"))
+        self.policy = self.directory / "policy.toml"
+        self.topology = Topology(HOSTS, mtu=mtu)
+        self.hosts: dict[str, Host] = {}
+        self._names = tuple(hosts)
+        self._profile = profile
+        self._families = tuple(families)
+        self._etype = etype
+        self._stack = ExitStack()
+
+    def __getitem__(self, name: str) -> Host:
+        return self.hosts[name]
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            self._stack.enter_context(self.topology)
+            kdc = self.topology["kdc"]
+            self.realm = Realm(
+                self.directory / "realm",
+                address=str(kdc.ipv4),
+                port=88,
+                etypes=(self._etype,),
+                prefix=kdc.prefix,
+            )
+            self._stack.enter_context(self.realm)
+            self.policy.write_text(self.policy_text())
+            for name in self._names:
+                directory = self.directory / name
+                self.hosts[name] = Host(self.topology[name], directory, self.realm, self.policy)
+            self._stack.callback(self._stop_all)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if fault is not None:
+            for host in self.hosts.values():
+                print(f"--- log of {host.name}\n{host.log()}", file=sys.stderr)
+        self._stack.close()
+
+    def _stop_all(self) -> None:
+        for host in self.hosts.values():
+            if host.running:
+                host.stop(signal.SIGKILL)
+
+    def policy_text(self, *, profile: str | None = None, version: int = 1) -> str:
+        """The realm's policy: everyone requires ESP with everyone."""
+        lines = ["schema = 1", f"version = {version}", f'realm = "{self.realm.name}"']
+        for name in self._names:
+            node = self.topology[name]
+            addresses = ", ".join(f'"{node.address(family)}"' for family in self._families)
+            lines += [
+                f"[hosts.{name}]",
+                f'service = "kink/{name}.example.test@{self.realm.name}"',
+                f"addresses = [{addresses}]",
+            ]
+        members = ", ".join(f'"{name}"' for name in self._names)
+        lines += ["[groups]", f"members = [{members}]"]
+        return "\n".join(lines) + "\n" + _POLICY_RULE.format(profile=profile or self._profile)
+
+    def start(self, *names: str) -> None:
+        """Start the kinkd of these hosts, or of all, beside one another."""
+        waits = [self.hosts[name].launch() for name in names or self._names]
+        for wait in waits:
+            wait()
+
+    @contextmanager
+    def capture(self, name: str, expression: str = "") -> Iterator[Path]:
+        """Capture on a host's wire; the file is complete after the block."""
+        path = self.directory / f"{name}-{time.monotonic_ns()}.pcap"
+        with observe.Capture(self.topology.wire, name, path, expression):
+            yield path
+
+    def decode(self, pcap: Path, keytab: Path, *options: str) -> str:
+        """What ``kinkctl decode`` prints of a capture."""
+        command = [sys.executable, "-m", "kinkd.cli.kinkctl", "decode", str(pcap)]
+        done = subprocess.run(
+            [*command, "--keytab", str(keytab), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise DaemonError(f"kinkctl decode: {done.stderr}")
+        return done.stdout
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:
+    """Wait until ``condition`` holds.
+
+    Raises:
+        TimeoutError: it did not within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout:g} s")
+        time.sleep(0.05)

@@ -1,0 +1,207 @@
+"""Two endpoints in memory: a network one can cut, a clock one turns, kernels one can ask."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from kinkd.exchange.core import Start
+from kinkd.exchange.effects import FetchTicket, ForgetPair, Path, RecordPair, Report, Send
+from kinkd.exchange.endpoint import Endpoint
+from kinkd.exchange.pairs import SaPair
+from kinkd.kerberos import etypes
+from kinkd.kerberos.keytab import KeytabEntry
+from kinkd.kerberos.offline import OfflineAcceptor, OfflineTicketSource
+from kinkd.kernel.memory import MemoryKernel
+from kinkd.kernel.port import Acquire
+from kinkd.keying.algorithms import SUITES
+from kinkd.model import (
+    Direction,
+    Host,
+    IPAddress,
+    IpsecProtocol,
+    Lifetime,
+    Mode,
+    Principal,
+    Profile,
+    Protection,
+    Selector,
+    SpdEntry,
+    Template,
+)
+from kinkd.policy.match import HostPolicy
+
+REALM = "EXAMPLE.TEST"
+POSIX = 1_800_000_000.0  # what POSIX time is when the pair's clock stands at 0
+REQID = 0x4B000001
+FAST = Profile("fast", (SUITES["aes256gcm16"], SUITES["aes128gcm16"]), Lifetime(3600))
+
+
+def host(name: str, *addresses: IPAddress) -> Host:
+    principal = Principal(("kink", f"{name}.example.test"), REALM)
+    return Host(name, principal, principal, addresses)
+
+
+ALICE = host("alice", IPv4Address("10.0.0.1"))
+BOB = host("bob", IPv4Address("10.0.0.2"))
+CAROL = host("carol", IPv4Address("10.0.0.3"))
+
+
+def policy_of(me: Host, peers: tuple[Host, ...], profile: Profile = FAST) -> HostPolicy:
+    protections = []
+    template = Template(IpsecProtocol.ESP, Mode.TRANSPORT, REQID)
+    for number, peer in enumerate(peers):
+        local, remote = me.addresses[0], peer.addresses[0]
+        out = Selector.between(local, remote)
+        mine = (
+            SpdEntry(Direction.OUT, out, 1000 + number, template),
+            SpdEntry(Direction.IN, out.reversed(), 1000 + number, template),
+        )
+        rule = Protection(peer, profile, Mode.TRANSPORT, REQID, "all", mine)
+        protections.append((local, remote, rule))
+    entries = tuple(entry for _, _, p in protections for entry in p.entries)
+    return HostPolicy(me, 1, peers, tuple(protections), entries)
+
+
+@dataclass
+class Node:
+    """One host: endpoint, kernel, tickets, and what it reported."""
+
+    host: Host
+    endpoint: Endpoint
+    kernel: MemoryKernel
+    tickets: OfflineTicketSource
+    acceptor: OfflineAcceptor
+    reports: list[Report] = field(default_factory=list)
+    journal: dict[tuple[IPAddress, int], SaPair] = field(default_factory=dict)
+    kdc_up: bool = True
+
+    @property
+    def address(self) -> IPAddress:
+        return self.host.addresses[0]
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        return [report.fields for report in self.reports if report.event == name]
+
+
+Filter = Callable[[Send], list[Send]]
+
+
+class World:
+    """Hosts on one network. Datagrams wait in ``wire`` until ``deliver`` or ``run`` moves them."""
+
+    def __init__(self, hosts: tuple[Host, ...] = (ALICE, BOB), profile: Profile = FAST) -> None:
+        self.now = 0.0
+        self.wire: deque[Send] = deque()
+        self.sent: list[Send] = []
+        self.profile = profile
+        self.hosts = hosts
+        self.keys = {
+            h.service: (1, etypes.key(18, bytes([n + 1]) * 32)) for n, h in enumerate(hosts)
+        }
+        self.nodes = {h.name: self._node(h, epoch=1000 + n) for n, h in enumerate(hosts)}
+
+    def _node(self, me: Host, epoch: int, first_xid: int = 0) -> Node:
+        kernel = MemoryKernel(first_spi=epoch << 16)  # SPIs of one life differ from another's
+        return self._alive(me, epoch, first_xid, kernel)
+
+    def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
+        clock = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        peers = tuple(h for h in self.hosts if h is not me)
+        policy = policy_of(me, peers, self.profile)
+        kvno, key = self.keys[me.service]
+        acceptor = OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
+        names = frozenset(SUITES)
+        source = random.Random(f"{me.name}{epoch}")  # deterministic nonces
+        start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
+        endpoint = Endpoint(policy, kernel, acceptor, start)
+        endpoint.set_posix(POSIX)
+        for entry in policy.entries:
+            kernel.write_policy(entry)
+        return Node(
+            me, endpoint, kernel, OfflineTicketSource(me.client, self.keys, clock), acceptor
+        )
+
+    def restart(self, name: str, *, epoch: int | None = None) -> Node:
+        """A new life of a daemon: the kernel stays; with ``epoch`` its SAs do not."""
+        old = self.nodes[name]
+        if epoch is not None:
+            node = self._node(old.host, epoch)
+        else:
+            node = self._alive(old.host, old.endpoint.epoch, 512, old.kernel)
+            node.endpoint.adopt(old.journal.values())
+            node.journal = dict(old.journal)
+        self.nodes[name] = node
+        return node
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def acquire(self, source: str, destination: str) -> None:
+        """Traffic that the kernel has no SA for."""
+        local, remote = self[source].address, self[destination].address
+        flow = Selector.between(local, remote)
+        event = Acquire(local, remote, IpsecProtocol.ESP, Mode.TRANSPORT, REQID, 0, 1, flow)
+        self[source].endpoint.kernel_event(event, self.now)
+        self.settle()
+
+    def settle(self) -> None:
+        """Carry out what the endpoints want; datagrams go onto the wire."""
+        busy = True
+        while busy:
+            busy = False
+            for node in self.nodes.values():
+                for command in node.endpoint.commands():
+                    busy = True
+                    self._carry_out(node, command)
+
+    def _carry_out(self, node: Node, command: object) -> None:
+        match command:
+            case Send():
+                self.wire.append(command)
+                self.sent.append(command)
+            case FetchTicket(server) if node.kdc_up:
+                ticket = node.tickets.fetch(server)
+                node.endpoint.ticket_ready(server, ticket, self.now)
+            case FetchTicket(server):
+                node.endpoint.ticket_failed(server, "KDC unreachable", self.now)
+            case RecordPair(pair):
+                node.journal[pair.local, pair.inbound_spi] = pair
+            case ForgetPair(pair):
+                node.journal.pop((pair.local, pair.inbound_spi), None)
+            case Report():
+                node.reports.append(command)
+            case _:
+                pass
+
+    def deliver(self, send: Send) -> None:
+        """Hand one datagram to whoever has its destination address."""
+        for node in self.nodes.values():
+            if send.path.remote in node.host.addresses:
+                path = Path(send.path.remote, send.path.local)
+                node.endpoint.receive(send.datagram, path, self.now)
+        self.settle()
+
+    def run(self, seconds: float = 0.0, pass_on: Filter = lambda send: [send]) -> None:
+        """Deliver everything, and let ``seconds`` pass with all their timers."""
+        end = self.now + seconds
+        while True:
+            while self.wire:
+                for send in pass_on(self.wire.popleft()):
+                    self.deliver(send)
+            times = [node.endpoint.next_timer() for node in self.nodes.values()]
+            due = min((t for t in times if t is not None), default=None)
+            if due is None or due > end:
+                break
+            self.advance(max(self.now, due))
+        self.advance(end)
+
+    def advance(self, now: float) -> None:
+        """Turn the clock; timers that are due run."""
+        self.now = now
+        for node in self.nodes.values():
+            node.endpoint.tick(now)
+        self.settle()

@@ -1,0 +1,50 @@
+"""Two hosts of a throw-away realm, with a keytab each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kinkd.kerberos.gss import GssAcceptor, GssTicketSource
+from kinkd.model import Principal
+from tests.support.realm import Realm
+
+ALICE = "kink/alice.example.test"
+BOB = "kink/bob.example.test"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two hosts of a realm: alice asks, bob accepts."""
+
+    realm: Realm
+    alice: Principal
+    bob: Principal
+    alice_keytab: Path
+    bob_keytab: Path
+
+    def source(self) -> GssTicketSource:
+        return GssTicketSource(str(self.alice_keytab), self.alice)
+
+    def acceptor(self, state: Path, birth: float = 0.0) -> GssAcceptor:
+        return GssAcceptor(str(self.bob_keytab), f"file2:{state}/rcache", birth)
+
+
+def make_pair(realm: Realm) -> Pair:
+    keytabs = [realm.directory / name for name in ("alice.keytab", "bob.keytab")]
+    names = [
+        Principal.parse(realm.add(name, keytab=keytab))
+        for name, keytab in zip((ALICE, BOB), keytabs, strict=True)
+    ]
+    return Pair(realm, *names, *keytabs)
+
+
+def use(realm: Realm, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Make ``realm`` this process's, with no credentials of whoever runs the tests."""
+    for name, value in realm.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KRB5CCNAME", f"FILE:{home}/no-ccache")
+    monkeypatch.delenv("KRB5_KTNAME", raising=False)
+    monkeypatch.delenv("KRB5_CLIENT_KTNAME", raising=False)
