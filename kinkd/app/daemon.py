@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -331,6 +332,8 @@ def _set_larval_drop() -> None:
 
 def serve(config: Config, policy: HostPolicy) -> None:
     """Run the daemon until it is told to stop. Raises LocalError or KernelError at start."""
+    if config.krb5_config is not None:
+        os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context
     hardening.forbid_core_dumps()
     if not hardening.lock_memory():
         LOGGER.info("memory-not-locked", extra={"fields": {"hint": "LimitMEMLOCK=infinity"}})

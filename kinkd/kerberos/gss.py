@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -40,8 +41,9 @@ _REASONS = {
     _BADKEYVER: "ticket-wrong-kvno",
     _NOKEY: "ticket-no-key",
 }
-# A KDC that no longer takes our TGT: revoked, bad integrity, expired, not yet valid, wrong kvno.
-_STALE_TGT = frozenset({20, _INTEGRITY, 32, 33, _BADKEYVER, _NOKEY})
+# A KDC that no longer takes our TGT: revoked, bad integrity, expired, not yet valid, wrong kvno;
+# MIT's, with a new key of its own, only knows the generic error.
+_STALE_TGT = frozenset({20, _INTEGRITY, 32, 33, _BADKEYVER, _NOKEY, 60})
 
 _UNREACHABLE = frozenset({libkrb5.KRB5_BASE + 156, libkrb5.KRB5_BASE + 220})
 _REALM_UNKNOWN = libkrb5.KRB5_BASE + 154
@@ -488,8 +490,14 @@ def _check_replay_cache(path: str) -> None:
     directory = os.path.dirname(path) or "."
     if not os.path.isdir(directory):
         raise LocalError(f"replay cache {path}: make the directory {directory}")
-    # access(2) knows of read-only file systems too, where every accept would fail.
-    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
-        raise LocalError(f"replay cache {path}: the directory {directory} is not writable")
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass  # a read-only file system, too, says so here and not at each accept
+    except OSError as error:
+        raise LocalError(
+            f"replay cache {path}: the directory {directory} is not writable: {error.strerror}"
+        ) from None
+    if os.path.isdir(path):
+        raise LocalError(f"replay cache {path} is a directory: name a file")
     if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
         raise LocalError(f"replay cache {path} is not writable: change its owner or its mode")

@@ -367,6 +367,7 @@ class MemoryKeytab:
     """
 
     def __init__(self, path: str) -> None:
+        _thread.context = None  # krb5.conf's permitted_enctypes decide what decrypt may use
         context, lib = _context(), _lib()
         self.name = f"MEMORY:kinkd-{os.getpid()}-{next(_numbers)}"
         handle = _ffi.new("krb5_keytab *")
