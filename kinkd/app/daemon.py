@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kinkd.app import hardening, recovery, views
-from kinkd.app.config import Config
+from kinkd.app.config import Config, resolve_for_host
 from kinkd.app.control import Arguments, ControlServer, Handler
 from kinkd.app.journal import Journal
 from kinkd.app.logs import LOGGER, log
@@ -38,6 +38,7 @@ from kinkd.kerberos.gss import GssAcceptor, GssTicketSource
 from kinkd.kerberos.port import Ticket
 from kinkd.kernel.socket import XfrmSocket
 from kinkd.model import Host, IPAddress, Principal, Suite
+from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
 
 _REPLAY_CACHE_BIRTH = "replay-cache-birth"
@@ -330,8 +331,16 @@ def _set_larval_drop() -> None:
         )
 
 
-def serve(config: Config, policy: HostPolicy) -> None:
-    """Run the daemon until it is told to stop. Raises LocalError or KernelError at start."""
+def serve(config: Config) -> None:
+    """Run the daemon until it is told to stop.
+
+    Raises:
+        LocalError, KernelError: why it cannot start, in one line; nothing was applied.
+    """
+    realm_policy = sources.load_file(str(config.policy_file))
+    policy = resolve_for_host(config, realm_policy)
+    for warning in realm_policy.warnings:
+        log(logging.WARNING, "policy-warning", text=warning)
     if config.krb5_config is not None:
         os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context
     hardening.forbid_core_dumps()

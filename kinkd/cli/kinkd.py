@@ -48,7 +48,7 @@ def _run(path: Path) -> int:
 
     settings = config.load(path)
     logs.configure(settings.log_level, settings.log_format)
-    daemon.serve(settings, config.resolve_policy(settings))
+    daemon.serve(settings)
     return 0
 
 

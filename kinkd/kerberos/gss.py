@@ -101,7 +101,7 @@ class GssTicket:
             # The cache holds no TGT: libkrb5 can only say that it finds nothing usable.
             why = "it has expired" if self.end <= time.time() else _text(error)
             raise TicketUnavailable(f"the ticket for {self.server} cannot be used: {why}") from None
-        made = _authenticator(ap_req, self.key)
+        made = _authenticator(messages.read_ap_req(ap_req), self.key)
         return Authenticator(ap_req, made.ctime, made.cusec)
 
 
@@ -288,6 +288,7 @@ class GssAcceptor:
         self._path = keytab
         self._replay_cache = replay_cache.removeprefix("file2:")
         self._birth = birth
+        self._parsed: tuple[bytes, messages.ApReq] | None = None
         self._opened: OrderedDict[bytes, OpenedTicket] = OrderedDict()
         _check_replay_cache(self._replay_cache)
         self._keys = self._read()
@@ -315,9 +316,11 @@ class GssAcceptor:
         A key that is missing is looked for in the file once more, where that changed.
         """
         try:
-            ticket = messages.read_ap_req(ap_req).ticket
+            parsed = messages.read_ap_req(ap_req)
         except PeerError as error:
             raise TicketRefused(error.reason, error.detail, _MSG_TYPE) from None
+        self._parsed = (ap_req, parsed)
+        ticket = parsed.ticket
         digest = hashlib.sha256(ticket.raw).digest()
         known = self._opened.get(digest)
         if known is None:
@@ -344,7 +347,7 @@ class GssAcceptor:
         ):
             raise TicketRefused("client-mismatch", f"not the ticket of {opened.client}", 36)
         try:
-            made = _authenticator(opened.ap_req, opened.key)
+            made = _authenticator(self._read_again(opened.ap_req), opened.key)
         except PeerError as error:
             raise TicketRefused(error.reason, error.detail, _MSG_TYPE) from None
         if made.ctime + made.cusec / 1_000_000 < self._birth:
@@ -354,6 +357,11 @@ class GssAcceptor:
         # Not the one that GSSAPI may give: without a checksum in the authenticator it gives none.
         answer = messages.build_ap_rep(opened.key, made.ctime, made.cusec)
         return Accepted(answer, made.ctime, made.cusec)
+
+    def _read_again(self, ap_req: bytes) -> messages.ApReq:
+        # Almost always the one that was opened last: to read it costs more than to decrypt it.
+        octets, parsed = self._parsed or (b"", None)
+        return parsed if parsed is not None and octets is ap_req else messages.read_ap_req(ap_req)
 
     def _read(self) -> _Keys:
         stamp = _stamp(self._path)
@@ -448,9 +456,9 @@ def _ap_req(creds: gss.Creds, target: gss.Name) -> bytes:
     return messages.gss_unframe(token)[1]
 
 
-def _authenticator(ap_req: bytes, key: SessionKey) -> messages.AuthenticatorPart:
-    cipher = messages.read_ap_req(ap_req).authenticator_cipher
-    return messages.read_authenticator(key.decrypt(messages.Usage.AP_REQ_AUTHENTICATOR, cipher))
+def _authenticator(ap_req: messages.ApReq, key: SessionKey) -> messages.AuthenticatorPart:
+    plain = key.decrypt(messages.Usage.AP_REQ_AUTHENTICATOR, ap_req.authenticator_cipher)
+    return messages.read_authenticator(plain)
 
 
 def _minor(error: GSSError) -> int:

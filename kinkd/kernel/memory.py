@@ -177,10 +177,10 @@ class MemoryKernel:
         """See ``port.Kernel``. What the policy held goes the way the new one says."""
         xfrm.update_policy(entry, 1)
         template = entry.template
-        if template and template.optional and template.mode is Mode.TUNNEL:
-            if entry.direction is Direction.OUT:
-                text = "Mode in optional template not allowed in outbound policy"
-                raise KernelError(errno.EINVAL, f"UPDPOLICY {words(entry)}", text)
+        optional_tunnel = template and template.optional and template.mode is Mode.TUNNEL
+        if optional_tunnel and entry.direction is Direction.OUT:
+            text = "Mode in optional template not allowed in outbound policy"
+            raise KernelError(errno.EINVAL, f"UPDPOLICY {words(entry)}", text)
         key = (entry.direction, entry.selector)
         index = self._policies[key][0] if key in self._policies else self._next_index * 8 + 1
         self._next_index += key not in self._policies
@@ -324,7 +324,8 @@ class MemoryKernel:
             and _matches(held.sa.selector, flow)
         ]
         healthy = [held for held in fitting if not held.dying]
-        return (healthy or fitting or [None])[-1]
+        chosen = healthy or fitting
+        return chosen[-1] if chosen else None
 
     def _acquire(self, ends: _Ends, index: int, flow: Flow) -> None:
         if ends in self._larvals:

@@ -33,7 +33,7 @@ class Control(enum.IntEnum):
     OVERRUN = 4
 
 
-class Flag(enum.IntFlag):
+class Flag(enum.IntEnum):
     """Header flags (NLM_F_*)."""
 
     REQUEST = 0x1

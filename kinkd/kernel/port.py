@@ -91,7 +91,7 @@ class Acquire:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """A soft limit was met, or (``hard``) the kernel removed the SA. SPI 0: an acquire timed out."""
+    """A soft limit was met, or (``hard``) the SA is gone. SPI 0: an acquire timed out."""
 
     id: SaId
     reqid: int

@@ -16,7 +16,8 @@ from ipaddress import ip_address
 from typing import Self, TypeVar
 
 from kinkd.errors import KernelError
-from kinkd.kernel import xfrm
+from kinkd.kernel import answers, xfrm
+from kinkd.kernel.layouts import Group
 from kinkd.kernel.netlink import Answer, Control, MalformedMessage, Message, answer, messages
 from kinkd.kernel.port import Acquire, KernelEvent, Overrun, Sa, SaId, SaLimits, SaState
 from kinkd.kernel.xfrm import words
@@ -135,7 +136,7 @@ class XfrmSocket:
         """See ``port.Kernel``. The reservation lapses after net.core.xfrm_acq_expires seconds."""
         message = xfrm.allocate_spi(source, destination, reqid, self._next())
         name = f"ALLOCSPI from {source} to {destination} reqid {reqid}"
-        return self._one(message, name, xfrm.read_spi)
+        return self._one(message, name, answers.read_spi)
 
     def clear_acquire(self, acquire: Acquire) -> None:
         """Remove the larval SA an acquire stands for, so that traffic acquires again.
@@ -154,7 +155,7 @@ class XfrmSocket:
             acquire=acquire.sequence,
         )
         name = f"ALLOCSPI for acquire {acquire.sequence} from {source} to {destination}"
-        spi = self._one(message, name, xfrm.read_spi)
+        spi = self._one(message, name, answers.read_spi)
         self.remove(SaId(source, destination, spi, acquire.protocol))
 
     def install_inbound(self, sa: Sa) -> None:
@@ -186,14 +187,14 @@ class XfrmSocket:
 
     def states(self) -> list[SaState]:
         """See ``port.Kernel``; not those of a protocol, mode or mark that kinkd cannot name."""
-        found = self._dump(xfrm.dump_sas(self._next()), "dump of SAs", xfrm.read_state)
+        found = self._dump(xfrm.dump_sas(self._next()), "dump of SAs", answers.read_state)
         return [state for state in found if state is not None]
 
     def state(self, sa: SaId) -> SaState | None:
         """See ``port.Kernel``."""
         message = xfrm.get_sa(sa, self._next())
         try:
-            return self._one(message, f"GETSA {words(sa)}", xfrm.read_state)
+            return self._one(message, f"GETSA {words(sa)}", answers.read_state)
         except KernelError as error:
             if error.errno != errno.ESRCH:
                 raise
@@ -216,7 +217,7 @@ class XfrmSocket:
     def policies(self) -> list[SpdEntry]:
         """See ``port.Kernel``; not those of a mark or interface that kinkd cannot name."""
         request = xfrm.dump_policies(self._next())
-        found = self._dump(request, "dump of policies", xfrm.read_policy)
+        found = self._dump(request, "dump of policies", answers.read_policy)
         return [entry for entry in found if entry is not None]
 
     # --- requests and answers ---
@@ -328,7 +329,7 @@ def _configure(requests: socket.socket, events: socket.socket, event_buffer: int
     # Without it an acquire that is lost here leaves its larval SA where another listens,
     # and the flow is stuck until that lapses.
     events.setsockopt(_SOL_NETLINK, _BROADCAST_ERROR, 1)
-    for group in xfrm.Group:
+    for group in Group:
         events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
 
@@ -336,7 +337,7 @@ def _read_events(octets: bytes) -> list[KernelEvent]:
     found: list[KernelEvent] = []
     try:
         for message in messages(octets):
-            event = xfrm.read_event(message)
+            event = answers.read_event(message)
             if event is not None:
                 found.append(event)
     except MalformedMessage:

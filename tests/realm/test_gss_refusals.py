@@ -133,9 +133,7 @@ def _minted(pair: Pair, start: int, end: int) -> bytes:
     part = messages.EncTicket(
         pair.alice, session.etype, session.secret, 0, int(time.time()), start, end
     )
-    ticket = messages.build_ticket(
-        pair.bob, entry.kvno, etypes.key(entry.etype, entry.key), part
-    )
+    ticket = messages.build_ticket(pair.bob, entry.kvno, etypes.key(entry.etype, entry.key), part)
     return messages.build_ap_req(ticket, session, pair.alice, int(time.time()), 0)
 
 

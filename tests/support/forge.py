@@ -32,8 +32,20 @@ def send_esp(
     ``datagram`` is a UDP datagram whose checksum was made for ``source``.
     """
     octets = _esp(sa, sequence, datagram, _UDP)
-    packet = _ip_header(source, sa.destination, len(octets)) + octets
-    ethertype = _ETHERTYPES[sa.destination.version]
+    header = _ip_header(source, sa.destination, _ESP, len(octets))
+    _send_packet(node, receiver, sa.destination.version, header + octets)
+
+
+def send_clear(
+    node: Node, receiver: Node, source: Address, destination: Address, datagram: bytes
+) -> None:
+    """Send a UDP datagram from ``node`` as it is, in an IP header that claims ``source``."""
+    header = _ip_header(source, destination, _UDP, len(datagram))
+    _send_packet(node, receiver, destination.version, header + datagram)
+
+
+def _send_packet(node: Node, receiver: Node, version: int, packet: bytes) -> None:
+    ethertype = _ETHERTYPES[version]
     hardware = bytes.fromhex(receiver.hardware_address().replace(":", ""))
 
     def send() -> None:
@@ -96,11 +108,11 @@ def _padded(payload: bytes, next_header: int, block: int) -> bytes:
     return payload + bytes(range(1, padding + 1)) + bytes([padding, next_header])
 
 
-def _ip_header(source: Address, destination: Address, length: int) -> bytes:
+def _ip_header(source: Address, destination: Address, protocol: int, length: int) -> bytes:
     addresses = source.packed + destination.packed
     if source.version == 6:
-        return struct.pack("!IHBB", 0x60000000, length, _ESP, _HOP_LIMIT) + addresses
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0, _HOP_LIMIT, _ESP, 0)
+        return struct.pack("!IHBB", 0x60000000, length, protocol, _HOP_LIMIT) + addresses
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0, _HOP_LIMIT, protocol, 0)
     return head[:10] + struct.pack("!H", _checksum(head + addresses)) + addresses
 
 

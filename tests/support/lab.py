@@ -277,6 +277,17 @@ class Lab:
         for wait in waits:
             wait()
 
+    def unkey(self, name: str, peer: str) -> None:
+        """Terminate the pairs of two hosts, and wait until neither kernel has an SA of them."""
+        ends = {self[host].node.address(family) for host in (name, peer) for family in (4, 6)}
+
+        def gone() -> bool:
+            states = [*self[name].states(), *self[peer].states()]
+            return not any({state.source, state.destination} <= ends for state in states)
+
+        self[name].kinkctl("terminate", peer)
+        wait_for(gone, f"{name} and {peer} lose their SAs")
+
     @contextmanager
     def capture(self, name: str, expression: str = "") -> Iterator[Path]:
         """Capture on a host's wire; the file is complete after the block."""

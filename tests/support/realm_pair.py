@@ -33,12 +33,10 @@ class Pair:
 
 
 def make_pair(realm: Realm) -> Pair:
-    keytabs = [realm.directory / name for name in ("alice.keytab", "bob.keytab")]
-    names = [
-        Principal.parse(realm.add(name, keytab=keytab))
-        for name, keytab in zip((ALICE, BOB), keytabs, strict=True)
-    ]
-    return Pair(realm, *names, *keytabs)
+    alice_keytab, bob_keytab = (realm.directory / f"{host}.keytab" for host in ("alice", "bob"))
+    alice = Principal.parse(realm.add(ALICE, keytab=alice_keytab))
+    bob = Principal.parse(realm.add(BOB, keytab=bob_keytab))
+    return Pair(realm, alice, bob, alice_keytab, bob_keytab)
 
 
 def use(realm: Realm, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

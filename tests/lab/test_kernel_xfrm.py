@@ -1,0 +1,349 @@
+"""The kernel writer against a real kernel; ``ip -d xfrm`` is the second opinion.
+
+Run inside a kernel that has ESP: ``tests/support/in_kernel -- pytest tests/lab``.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from kinkd.errors import KernelError
+from kinkd.kernel.port import Acquire, Expire, KernelEvent, Sa, SaId, SaLimits
+from kinkd.kernel.socket import XfrmSocket
+from kinkd.keying.algorithms import SUITES
+from kinkd.model import (
+    Direction,
+    IpsecProtocol,
+    Mode,
+    PortMatch,
+    Secret,
+    Selector,
+    SpdEntry,
+    Suite,
+    Template,
+)
+from tests.support.topology import Node, Topology
+
+REQID = 0x4B01
+PORT = 7777
+GCM = SUITES["aes256gcm16"]
+
+
+@dataclass(frozen=True)
+class Side:
+    node: Node
+    kernel: XfrmSocket
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Topology]:
+    with Topology(("alice", "bob", "carol")) as topology:
+        for node in topology.nodes.values():
+            node.sysctl("net.core.xfrm_acq_expires", 5)
+        yield topology
+
+
+@pytest.fixture
+def sides(network: Topology) -> Iterator[dict[str, Side]]:
+    made = {name: Side(node, node.python(XfrmSocket)) for name, node in network.nodes.items()}
+    yield made
+    for side in made.values():
+        side.node.ip("xfrm state flush", "xfrm policy flush")
+        side.kernel.close()
+
+
+def sa(source: Node, destination: Node, family: int, spi: int, suite: Suite = GCM) -> Sa:
+    ends = source.address(family), destination.address(family)
+    keymat = Secret(bytes((spi + number) % 256 for number in range(suite.keymat_octets)))
+    sa_id = SaId(*ends, spi)
+    return Sa(sa_id, Mode.TRANSPORT, REQID, Selector.between(*ends), suite, keymat)
+
+
+def rule(direction: Direction, source: Node, destination: Node, family: int) -> SpdEntry:
+    """UDP to the tests' port only, so that neighbour discovery stays out of it."""
+    selector = replace(
+        Selector.between(source.address(family), destination.address(family)),
+        protocol=socket.IPPROTO_UDP,
+        destination_port=PortMatch(PORT, 0xFFFF),
+    )
+    template = Template(IpsecProtocol.ESP, Mode.TRANSPORT, REQID)
+    return SpdEntry(direction, selector, 100, template)
+
+
+def udp(node: Node, family: int) -> socket.socket:
+    made = node.python(
+        lambda: socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    )
+    made.bind((str(node.address(family)), PORT))
+    made.settimeout(5)
+    return made
+
+
+def nothing_arrives(receiver: socket.socket) -> bool:
+    return not select.select([receiver], [], [], 0.3)[0]
+
+
+def wait_for(kernel: XfrmSocket, wanted: Callable[[KernelEvent], bool]) -> KernelEvent:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        select.select([kernel], [], [], 1)
+        for event in kernel.events():
+            if wanted(event):
+                return event
+    raise AssertionError("the event did not come")
+
+
+def require_both(alice: Side, bob: Side, family: int) -> SpdEntry:
+    out = rule(Direction.OUT, alice.node, bob.node, family)
+    alice.kernel.write_policy(out)
+    bob.kernel.write_policy(replace(out, direction=Direction.IN))
+    return out
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
+def test_a_pair_carries_traffic_and_ip_agrees_on_it(
+    sides: dict[str, Side], suite: Suite, family: int
+) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    out = require_both(alice, bob, family)
+    spi = bob.kernel.allocate_spi(alice.node.address(family), bob.node.address(family), REQID)
+    made = sa(alice.node, bob.node, family, spi, suite)
+    bob.kernel.install_inbound(made)
+    alice.kernel.install_outbound(made, [out])
+    with udp(alice.node, family) as sender, udp(bob.node, family) as receiver:
+        sender.sendto(b"hello", (str(bob.node.address(family)), PORT))
+        assert receiver.recv(64) == b"hello"
+    for side in (alice, bob):
+        state = side.kernel.state(made.id)
+        assert state is not None
+        assert state.packets == 1
+        assert (state.id, state.reqid, state.selector) == (made.id, REQID, made.selector)
+        names = (suite.aead, suite.encryption, suite.authentication)
+        assert state.algorithms == tuple(name for name in names if name)
+        assert not state.larval
+        assert state in side.kernel.states()
+        agrees_with_ip(side.node, made)
+
+
+def agrees_with_ip(node: Node, made: Sa) -> None:
+    shown = node.run("ip", "-d", "-s", "xfrm", "state").stdout
+    suite = made.suite
+    assert f"src {made.id.source} dst {made.id.destination}" in shown
+    assert f"spi 0x{made.id.spi:08x}" in shown
+    assert f"reqid {REQID}(0x{REQID:08x}) mode transport" in shown
+    assert f"sel src {made.selector.source} dst {made.selector.destination}" in shown
+    assert "replay_window 128, bitmap-length 4" in shown
+    assert "flag esn" not in shown
+    key, split = made.keymat.value.hex(), 2 * suite.encryption_octets
+    if suite.aead:
+        assert f"aead {suite.aead} 0x{key}" in shown
+    else:
+        assert f"enc {suite.encryption} 0x{key[:split]}" in shown
+        assert f"auth-trunc {suite.authentication} 0x{key[split:]}" in shown
+    assert f" {suite.icv_bits}\n" in shown or f") {suite.icv_bits}" in shown
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_acquire_holds_the_packet_and_the_outbound_sa_releases_it(
+    sides: dict[str, Side], family: int
+) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    out = require_both(alice, bob, family)
+    with udp(alice.node, family) as sender, udp(bob.node, family) as receiver:
+        for number in range(3):
+            sender.sendto(bytes([number]), (str(bob.node.address(family)), PORT))
+        acquire = wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
+        assert isinstance(acquire, Acquire)
+        ends = alice.node.address(family), bob.node.address(family)
+        assert (acquire.source, acquire.destination) == ends
+        assert (acquire.reqid, acquire.mode) == (REQID, Mode.TRANSPORT)
+        assert acquire.flow.protocol == socket.IPPROTO_UDP
+        assert acquire.flow.destination_port == PortMatch(PORT, 0xFFFF)
+        assert nothing_arrives(receiver)
+        made = sa(alice.node, bob.node, family, 0x1234)
+        bob.kernel.install_inbound(made)  # no reservation: UPDSA is refused, NEWSA follows
+        alice.kernel.install_outbound(made, [out])
+        assert [receiver.recv(64) for _ in range(3)] == [b"\0", b"\1", b"\2"]
+
+
+def test_a_cleared_acquire_comes_again_with_the_next_packet(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    require_both(alice, bob, 4)
+    with udp(alice.node, 4) as sender:
+        to = (str(bob.node.ipv4), PORT)
+        sender.sendto(b"1", to)
+        first = wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
+        assert isinstance(first, Acquire)
+        alice.kernel.clear_acquire(first)
+        assert alice.kernel.states() == []
+        sender.sendto(b"2", to)
+        again = wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
+    assert isinstance(again, Acquire)
+    assert again.sequence != first.sequence
+
+
+def test_an_acquire_that_nobody_answers_expires_with_spi_0(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    require_both(alice, bob, 4)
+    with udp(alice.node, 4) as sender:
+        sender.sendto(b"1", (str(bob.node.ipv4), PORT))
+        wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
+        assert [state.larval for state in alice.kernel.states()] == [True]
+        lapsed = wait_for(alice.kernel, lambda event: isinstance(event, Expire))
+    assert isinstance(lapsed, Expire)
+    assert (lapsed.id.spi, lapsed.hard) == (0, True)
+
+
+def test_soft_and_hard_limits_in_packets_are_told(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    out = require_both(alice, bob, 4)
+    made = replace(
+        sa(alice.node, bob.node, 4, 0x777), limits=SaLimits(soft_packets=2, hard_packets=4)
+    )
+    alice.kernel.install_outbound(made, [out])
+    state = alice.kernel.state(made.id)
+    assert state is not None
+    assert state.limits == made.limits
+    with udp(alice.node, 4) as sender:
+        to = (str(bob.node.ipv4), PORT)
+        for _ in range(3):
+            sender.sendto(b"x", to)
+        soft = Expire(made.id, REQID, hard=False)
+        assert wait_for(alice.kernel, lambda event: isinstance(event, Expire)) == soft
+        sender.sendto(b"x", to)
+        with pytest.raises(OSError, match="Invalid argument"):
+            sender.sendto(b"x", to)
+        hard = Expire(made.id, REQID, hard=True)
+        assert wait_for(alice.kernel, lambda event: isinstance(event, Expire)) == hard
+    assert alice.kernel.state(made.id) is None
+
+
+def test_soft_and_hard_limits_in_seconds_are_told(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    limits = SaLimits(soft_seconds=1, hard_seconds=2)
+    made = replace(sa(alice.node, bob.node, 6, 0x778), limits=limits)
+    bob.kernel.install_inbound(made)
+    seen = [wait_for(bob.kernel, lambda event: isinstance(event, Expire)) for _ in range(2)]
+    assert seen == [Expire(made.id, REQID, hard=False), Expire(made.id, REQID, hard=True)]
+
+
+def test_esp_from_a_keyed_host_with_another_s_source_is_refused(sides: dict[str, Side]) -> None:
+    alice, bob, carol = sides["alice"], sides["bob"], sides["carol"]
+    require_both(alice, bob, 4)
+    bob.kernel.write_policy(rule(Direction.IN, carol.node, bob.node, 4))
+    keyed = sa(carol.node, bob.node, 4, 0x666)
+    bob.kernel.install_inbound(keyed)
+    # Carol claims alice's address: the same SPI and key, sent from that address.
+    forged = replace(
+        keyed,
+        id=replace(keyed.id, source=alice.node.ipv4),
+        selector=Selector.between(alice.node.ipv4, bob.node.ipv4),
+    )
+    carol.node.ip(f"addr add {alice.node.ipv4}/32 dev lo")
+    try:
+        out = rule(Direction.OUT, alice.node, bob.node, 4)
+        carol.kernel.write_policy(out)
+        carol.kernel.install_outbound(forged, [out])
+        with udp(bob.node, 4) as receiver:
+            made = carol.node.python(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            with made as sender:
+                sender.bind((str(alice.node.ipv4), PORT))
+                before = bob.node.xfrm_counters()["XfrmInStateMismatch"]
+                sender.sendto(b"forged", (str(bob.node.ipv4), PORT))
+                assert nothing_arrives(receiver)
+        assert bob.node.xfrm_counters()["XfrmInStateMismatch"] == before + 1
+    finally:
+        carol.node.ip(f"addr del {alice.node.ipv4}/32 dev lo")
+
+
+def test_refusals_name_the_request_and_give_the_kernel_s_words(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    odd = replace(GCM, encryption_octets=19)
+    with pytest.raises(KernelError, match=r"NEWSA ESP SA 0x00000999") as caught:
+        alice.kernel.install_outbound(sa(alice.node, bob.node, 4, 0x999, odd), [])
+    assert caught.value.errno == errno.EINVAL
+    assert caught.value.explanation
+    missing = replace(GCM, aead="rfc4106(gcm(none))")
+    with pytest.raises(KernelError, match="AEAD algorithm not found") as caught:
+        alice.kernel.probe(missing, 4)
+    assert caught.value.errno == errno.ENOSYS
+    made = sa(alice.node, bob.node, 4, 0x999)
+    alice.kernel.install_outbound(made, [])
+    with pytest.raises(KernelError) as caught:
+        alice.kernel.install_outbound(made, [])
+    assert caught.value.errno == errno.EEXIST
+
+
+def test_an_outbound_sa_whose_policy_is_refused_does_not_stay(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    made = sa(alice.node, bob.node, 4, 0x998)
+    ends = alice.node.ipv4, bob.node.ipv4
+    template = Template(IpsecProtocol.ESP, Mode.TUNNEL, REQID, *ends, optional=True)
+    refused = SpdEntry(Direction.OUT, Selector.between(*ends), 5, template)
+    with pytest.raises(KernelError, match=r"UPDPOLICY out policy.*optional template not allowed"):
+        alice.kernel.install_outbound(made, [refused])
+    assert alice.kernel.states() == []
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_probe_leaves_nothing_behind(sides: dict[str, Side], family: int) -> None:
+    for suite in SUITES.values():
+        sides["alice"].kernel.probe(suite, family)
+    assert sides["alice"].kernel.states() == []
+
+
+def test_policies_come_back_as_written_and_a_second_write_replaces(
+    sides: dict[str, Side],
+) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    wide = Selector.between(alice.node.ipv6, bob.node.ipv6)
+    ends = alice.node.ipv6, bob.node.ipv6
+    tunnel = Template(IpsecProtocol.ESP, Mode.TUNNEL, REQID, *ends)
+    written = [
+        rule(Direction.OUT, alice.node, bob.node, 4),
+        SpdEntry(Direction.IN, wide.reversed(), 7, block=True),
+        SpdEntry(Direction.OUT, replace(wide, protocol=58, source_port=PortMatch(136, 0xFFFF)), 3),
+        SpdEntry(Direction.FWD, wide, 9, tunnel),
+    ]
+    for entry in written:
+        alice.kernel.write_policy(entry)
+    assert sorted(alice.kernel.policies(), key=str) == sorted(written, key=str)
+    shown = alice.node.run("ip", "-d", "xfrm", "policy").stdout
+    assert f"reqid {REQID} mode transport" in shown
+    assert "proto ipv6-icmp type 136" in shown
+    again = replace(written[0], priority=50)
+    alice.kernel.write_policy(again)
+    assert sorted(alice.kernel.policies(), key=str) == sorted([again, *written[1:]], key=str)
+    assert alice.kernel.remove_policy(Direction.OUT, again.selector)
+    assert not alice.kernel.remove_policy(Direction.OUT, again.selector)
+    assert sorted(alice.kernel.policies(), key=str) == sorted(written[1:], key=str)
+
+
+def test_what_others_put_into_the_kernel_is_read_and_left_alone(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    key = "0x" + "11" * 20
+    alice.node.ip(
+        f"xfrm state add src 10.9.9.1 dst 10.9.9.2 proto esp spi 0x500 mode tunnel"
+        f" aead rfc4106(gcm(aes)) {key} 128",
+        f"xfrm state add src 10.9.9.1 dst 10.9.9.2 proto ah spi 0x501 auth hmac(sha256) {key}",
+        "xfrm policy add src 10.9.9.0/24 dst 10.9.8.0/24 dir out priority 4 action block",
+    )
+    before = alice.node.run("ip", "xfrm", "state").stdout
+    out = require_both(alice, bob, 4)
+    made = sa(alice.node, bob.node, 4, 0x502)
+    alice.kernel.install_outbound(made, [out])
+    assert {state.id.spi for state in alice.kernel.states()} == {0x500, 0x501, 0x502}
+    assert alice.kernel.remove(made.id)
+    assert not alice.kernel.remove(made.id)
+    assert alice.kernel.remove_policy(Direction.OUT, out.selector)
+    assert alice.node.run("ip", "xfrm", "state").stdout == before
+    (left,) = alice.kernel.policies()
+    assert (left.block, str(left.selector.source)) == (True, "10.9.9.0/24")

@@ -1,0 +1,210 @@
+"""What outlives the process, and what a new start makes of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from ipaddress import IPv6Address, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinkd.app import recovery
+from kinkd.app.journal import Journal
+from kinkd.app.recovery import Ownership
+from kinkd.errors import LocalError
+from kinkd.exchange import installing
+from kinkd.exchange.pairs import Role, SaPair
+from kinkd.kernel.memory import MemoryKernel
+from kinkd.keying.algorithms import SUITES
+from kinkd.model import Direction, Lifetime, Secret, Selector, SpdEntry
+from tests.support.pair import ALICE, BOB, REQID, policy_of
+
+OWNERSHIP = Ownership(range(0x4B000000, 0x4B010000), range(1000, 2000))
+PROTECTION = policy_of(ALICE, (BOB,)).protections[0][2]
+
+pairs = st.builds(
+    SaPair,
+    host=st.text(min_size=1, max_size=20),
+    principal=st.text(min_size=1, max_size=20),
+    local=st.ip_addresses(),
+    remote=st.ip_addresses(),
+    inbound_spi=st.integers(256, (1 << 32) - 1),
+    outbound_spi=st.integers(256, (1 << 32) - 1),
+    reqid=st.integers(1, (1 << 32) - 1),
+    suite=st.sampled_from(sorted(SUITES)),
+    role=st.sampled_from(Role),
+    lifetime=st.builds(Lifetime, st.integers(1, 1 << 31), st.none() | st.integers(1, 1 << 31)),
+    created=st.integers(0, 1 << 40),
+    epoch=st.integers(0, (1 << 32) - 1),
+    xid=st.integers(0, (1 << 32) - 1),
+    etype=st.sampled_from([17, 18, 19, 20]),
+)
+
+
+def pair(spi: int = 0x1000) -> SaPair:
+    return SaPair(
+        host="bob",
+        principal="kink/bob.example.test@EXAMPLE.TEST",
+        local=ALICE.addresses[0],
+        remote=BOB.addresses[0],
+        inbound_spi=spi,
+        outbound_spi=spi + 1,
+        reqid=REQID,
+        suite="aes256gcm16",
+        role=Role.INITIATOR,
+        lifetime=Lifetime(3600),
+        created=1,
+        epoch=2,
+        xid=3,
+        etype=18,
+    )
+
+
+def install(kernel: MemoryKernel, known: SaPair, *, outbound: bool = True) -> None:
+    limits = installing.responder_limits(known.lifetime)
+    for sa in (known.inbound, known.outbound) if outbound else (known.inbound,):
+        suite, material = SUITES[known.suite], Secret(bytes(36))
+        built = installing.build_sa(sa, PROTECTION, suite, material, limits)
+        if sa == known.inbound:
+            kernel.install_inbound(built)
+        else:
+            kernel.install_outbound(built, ())
+
+
+@given(st.lists(pairs, max_size=5, unique_by=lambda p: (p.local, p.inbound_spi)))
+def test_pairs_come_back_as_they_were(known: list[SaPair]) -> None:
+    journal = Journal(Path(":memory:"))
+    for each in known:
+        journal.record(each)
+    assert journal.pairs() == known
+    for each in known:
+        journal.forget(each)
+    assert not journal.pairs()
+
+
+def test_the_journal_outlives_the_process_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    journal.record(pair())
+    journal.set_meta("epoch", 7)
+    del journal
+    again = Journal(path)
+    assert (again.pairs(), again.meta("epoch")) == ([pair()], 7)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_journal_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(LocalError, match="version 99"):
+        Journal(path)
+
+
+def test_an_unwritable_state_directory_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="state directory") as caught:
+        Journal(tmp_path / "missing" / "journal.db")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"not a database, but long enough to be taken for one" * 20)
+    with pytest.raises(LocalError, match="cannot be used"):
+        Journal(path)
+
+
+def journal_of(tmp_path: Path, *known: SaPair) -> Journal:
+    journal = Journal(tmp_path / "journal.db")
+    journal.set_meta("epoch", 500)
+    recovery.reserve_xids(journal, 256)
+    for each in known:
+        journal.record(each)
+    return journal
+
+
+def test_what_journal_and_kernel_agree_on_is_adopted_under_the_same_epoch(tmp_path: Path) -> None:
+    kernel, journal = MemoryKernel(), journal_of(tmp_path, pair())
+    install(kernel, pair())
+    found = recovery.recover(kernel, journal, OWNERSHIP)
+    assert found.pairs == (pair(),)
+    assert (found.epoch, found.first_xid) == (500, 256)
+    assert len(kernel.states()) == 2
+
+
+def test_a_half_pair_goes_and_with_the_last_sa_the_epoch_changes(tmp_path: Path) -> None:
+    kernel, journal = MemoryKernel(), journal_of(tmp_path, pair())
+    install(kernel, pair(), outbound=False)
+    found = recovery.recover(kernel, journal, OWNERSHIP)
+    assert (found.pairs, found.removed) == ((), 1)
+    assert found.epoch != 500
+    assert not kernel.states()
+    assert not journal.pairs()
+
+
+def test_an_sa_of_our_block_that_nobody_claims_goes(tmp_path: Path) -> None:
+    kernel, journal = MemoryKernel(), journal_of(tmp_path)
+    install(kernel, pair())
+    assert recovery.recover(kernel, journal, OWNERSHIP).removed == 2
+    assert not kernel.states()
+
+
+def test_an_sa_outside_our_block_is_never_touched(tmp_path: Path) -> None:
+    kernel, journal = MemoryKernel(), journal_of(tmp_path)
+    foreign = replace(PROTECTION, reqid=42)
+    limits = installing.responder_limits(Lifetime(60))
+    built = installing.build_sa(
+        pair().inbound, foreign, SUITES["aes256gcm16"], Secret(bytes(36)), limits
+    )
+    kernel.install_inbound(built)
+    recovery.recover(kernel, journal, OWNERSHIP)
+    recovery.remove_everything(kernel, OWNERSHIP)
+    assert len(kernel.states()) == 1
+
+
+def test_an_epoch_differs_from_the_one_before_even_with_a_clock_set_back(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path)
+    journal.set_meta("epoch", 0xFFFFFFF0)
+    first = recovery.recover(MemoryKernel(), journal, OWNERSHIP).epoch
+    second = recovery.recover(MemoryKernel(), journal, OWNERSHIP).epoch
+    assert len({0xFFFFFFF0, first, second}) == 3
+
+
+def test_policies_are_written_and_stale_ones_of_ours_go(tmp_path: Path) -> None:
+    kernel, policy = MemoryKernel(), policy_of(ALICE, (BOB,))
+    stale = SpdEntry(
+        Direction.OUT,
+        Selector(ip_network("10.9.9.9/32"), ip_network("10.9.9.8/32")),
+        1500,
+        PROTECTION.entries[0].template,
+    )
+    kernel.write_policy(stale)
+    recovery.install_policies(kernel, policy, OWNERSHIP)
+    assert set(kernel.policies()) == set(policy.entries)
+
+
+def test_a_foreign_policy_in_the_way_is_refused_and_nothing_is_written() -> None:
+    kernel, policy = MemoryKernel(), policy_of(ALICE, (BOB,))
+    foreign = replace(policy.entries[1], priority=7)
+    kernel.write_policy(foreign)
+    with pytest.raises(LocalError, match="in the way"):
+        recovery.install_policies(kernel, policy, OWNERSHIP)
+    assert kernel.policies() == [foreign]
+
+
+def test_a_foreign_policy_beside_ours_is_never_touched() -> None:
+    kernel, policy = MemoryKernel(), policy_of(ALICE, (BOB,))
+    foreign = SpdEntry(
+        Direction.OUT,
+        Selector.between(IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")),
+        7,
+        block=True,
+    )
+    kernel.write_policy(foreign)
+    recovery.install_policies(kernel, policy, OWNERSHIP)
+    recovery.remove_everything(kernel, OWNERSHIP)
+    assert kernel.policies() == [foreign]
