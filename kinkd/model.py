@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import hmac
 import re
 from dataclasses import dataclass, field
@@ -178,10 +179,11 @@ class Selector:
     source_port: PortMatch = PortMatch()
     destination_port: PortMatch = PortMatch()
 
-    @classmethod
-    def between(cls, source: IPAddress, destination: IPAddress) -> Self:
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)  # making a network costs more than all of an SA's keys
+    def between(source: IPAddress, destination: IPAddress) -> Selector:
         """All traffic from one address to one other."""
-        return cls(ip_network(source), ip_network(destination))
+        return Selector(ip_network(source), ip_network(destination))
 
     def reversed(self) -> Self:
         """The same traffic the other way."""

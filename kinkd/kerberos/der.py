@@ -8,6 +8,7 @@ asks it to, and what is skipped is not looked into.
 from __future__ import annotations
 
 import calendar
+import functools
 import time
 from datetime import UTC, datetime
 from typing import Final, NoReturn
@@ -45,9 +46,11 @@ class Reader:
     def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
         self._data = data
         self._at = start
-        self._end = len(data) if end is None else end
-        if len(data) > MAX_OCTETS:
-            malformed(f"{len(data)} octets of DER")
+        if end is None:
+            end = len(data)
+            if end > MAX_OCTETS:
+                malformed(f"{end} octets of DER")
+        self._end = end
 
     def __bool__(self) -> bool:
         """Whether anything is left."""
@@ -66,11 +69,7 @@ class Reader:
 
     def enter(self, tag: int) -> Reader:
         """The contents of the next value, which must have ``tag``."""
-        if self._at >= self._end or self._data[self._at] != tag:
-            found = f"{self._data[self._at]:#04x}" if self else "the end"
-            malformed(f"tag {tag:#04x} expected at offset {self._at}, found {found}")
-        start, end = self._extent()
-        self._at = end
+        start, end = self._pass(tag)
         return Reader(self._data, start, end)
 
     def application(self, number: int) -> Reader:
@@ -107,6 +106,8 @@ class Reader:
     def integer(self, allowed: range = _INT32) -> int:
         """An INTEGER of ``allowed`` that fills this reader."""
         octets = self._only(INTEGER)
+        if len(octets) == 1 and octets[0] < 0x80 and octets[0] in allowed:  # nearly all are
+            return octets[0]
         if not octets or len(octets) > 5:
             malformed(f"an INTEGER of {len(octets)} octets")
         if len(octets) > 1 and octets[0] in (0, 0xFF) and octets[0] >> 7 == octets[1] >> 7:
@@ -146,7 +147,8 @@ class Reader:
     def next_string(self) -> str:
         """The next KerberosString (RFC 4120 §5.2.1), a name: no control characters."""
         try:
-            text = self.enter(GENERAL_STRING).rest().decode()
+            start, end = self._pass(GENERAL_STRING)
+            text = self._data[start:end].decode()
         except UnicodeDecodeError:
             malformed("a name that is not UTF-8")
         if not text or not text.isprintable():
@@ -160,22 +162,23 @@ class Reader:
 
     def time(self) -> int:
         """A KerberosTime (RFC 4120 §5.2.3) as POSIX seconds."""
-        octets = self._only(GENERALIZED_TIME)
-        digits = octets[:-1]
-        if len(octets) != _TIME_OCTETS or octets[-1:] != b"Z" or not digits.isdigit():
-            malformed("a KerberosTime that is not YYYYMMDDHHMMSSZ")
-        month, day, hour, minute, second = (int(digits[at : at + 2]) for at in range(4, 14, 2))
-        try:
-            moment = datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=UTC)
-        except ValueError:
-            malformed("a KerberosTime that is no time")
-        return calendar.timegm(moment.timetuple())
+        return _posix(self._only(GENERALIZED_TIME))
 
     def _only(self, tag: int) -> bytes:
         """The octets of the one primitive value this reader holds."""
-        octets = self.enter(tag).rest()
+        start, end = self._pass(tag)
         self.finish()
-        return octets
+        return self._data[start:end]
+
+    def _pass(self, tag: int) -> tuple[int, int]:
+        """Go past the next value, which must have ``tag``; where its contents start and end."""
+        at = self._at
+        if at >= self._end or self._data[at] != tag:
+            found = f"{self._data[at]:#04x}" if self else "the end"
+            malformed(f"tag {tag:#04x} expected at offset {at}, found {found}")
+        extent = self._extent()
+        self._at = extent[1]
+        return extent
 
     def _extent(self) -> tuple[int, int]:
         """Where the contents of the value at hand start and end."""
@@ -191,9 +194,23 @@ class Reader:
             if length < 0x80 or (size == 2 and length < 0x100):
                 malformed(f"a length not in its shortest form at offset {start - 1}")
             start += size
-        if start + length > self._end:
+        end = start + length
+        if end > self._end:
             malformed(f"a value of {length} octets is cut off at offset {self._at}")
-        return start, start + length
+        return start, end
+
+
+@functools.lru_cache(maxsize=128)  # a ticket's times come with each of its AP-REQs
+def _posix(octets: bytes) -> int:
+    digits = octets[:-1]
+    if len(octets) != _TIME_OCTETS or octets[-1:] != b"Z" or not digits.isdigit():
+        malformed("a KerberosTime that is not YYYYMMDDHHMMSSZ")
+    month, day, hour, minute, second = (int(digits[at : at + 2]) for at in range(4, 14, 2))
+    try:
+        moment = datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        malformed("a KerberosTime that is no time")
+    return calendar.timegm(moment.timetuple())
 
 
 def value(tag: int, *contents: bytes) -> bytes:

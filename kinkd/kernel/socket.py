@@ -43,6 +43,7 @@ _PROBE_SECONDS = 60  # a probe that is killed between its two requests leaves no
 _PROBE_ATTEMPTS = 8
 
 _Read = TypeVar("_Read")
+_Words = Callable[[], str]  # put together only where something fails
 
 
 class XfrmSocket:
@@ -110,6 +111,7 @@ class XfrmSocket:
     def probe(self, suite: Suite, family: int) -> None:
         """See ``port.Kernel``. The dummy's addresses are those of RFC 5737 and RFC 3849."""
         source, destination = map(ip_address, _PROBE_ADDRESSES[family])
+        name = f"NEWSA to probe {suite.name} over IPv{family}"
         keymat = Secret(os.urandom(suite.keymat_octets))
         for attempt in range(_PROBE_ATTEMPTS):
             spi = int.from_bytes(os.urandom(4), "big") | 0x100
@@ -122,9 +124,8 @@ class XfrmSocket:
                 keymat=keymat,
                 limits=SaLimits(hard_seconds=_PROBE_SECONDS),
             )
-            name = f"NEWSA to probe {suite.name} over IPv{family}"
             try:
-                self._succeeds(xfrm.install(sa, self._next()), name)
+                self._succeeds(xfrm.install(sa, self._next()), lambda: name)
             except KernelError as error:
                 if error.errno != errno.EEXIST or attempt == _PROBE_ATTEMPTS - 1:
                     raise
@@ -135,8 +136,11 @@ class XfrmSocket:
     def allocate_spi(self, source: IPAddress, destination: IPAddress, reqid: int) -> int:
         """See ``port.Kernel``. The reservation lapses after net.core.xfrm_acq_expires seconds."""
         message = xfrm.allocate_spi(source, destination, reqid, self._next())
-        name = f"ALLOCSPI from {source} to {destination} reqid {reqid}"
-        return self._one(message, name, answers.read_spi)
+        return self._one(
+            message,
+            lambda: f"ALLOCSPI from {source} to {destination} reqid {reqid}",
+            answers.read_spi,
+        )
 
     def clear_acquire(self, acquire: Acquire) -> None:
         """Remove the larval SA an acquire stands for, so that traffic acquires again.
@@ -154,47 +158,51 @@ class XfrmSocket:
             protocol=acquire.protocol,
             acquire=acquire.sequence,
         )
-        name = f"ALLOCSPI for acquire {acquire.sequence} from {source} to {destination}"
-        spi = self._one(message, name, answers.read_spi)
+        spi = self._one(
+            message,
+            lambda: f"ALLOCSPI for acquire {acquire.sequence} from {source} to {destination}",
+            answers.read_spi,
+        )
         self.remove(SaId(source, destination, spi, acquire.protocol))
 
     def install_inbound(self, sa: Sa) -> None:
         """See ``port.Kernel``. UPDSA of an SPI that is in use already changes only its limits."""
         try:
             update = xfrm.install(sa, self._next(), update=True)
-            self._succeeds(update, f"UPDSA {words(sa.id)}")
+            self._succeeds(update, lambda: f"UPDSA {words(sa.id)}")
         except KernelError as error:
             if error.errno != errno.ESRCH:
                 raise
-            self._succeeds(xfrm.install(sa, self._next()), f"NEWSA {words(sa.id)}")
+            self._succeeds(xfrm.install(sa, self._next()), lambda: f"NEWSA {words(sa.id)}")
 
     def install_outbound(self, sa: Sa, refresh: Sequence[SpdEntry]) -> None:
         """See ``port.Kernel``. Where an entry is refused the SA is removed again."""
         entries = [xfrm.update_policy(entry, self._next()) for entry in refresh]
         requests = [xfrm.install(sa, self._next()), *entries]
-        names = [f"NEWSA {words(sa.id)}", *(f"UPDPOLICY {words(entry)}" for entry in refresh)]
-        given = self._acknowledged(requests, names[0])
-        for name, verdict in zip(names, given, strict=True):
+        given = self._acknowledged(requests, lambda: f"NEWSA {words(sa.id)}")
+        things: list[SaId | SpdEntry] = [sa.id, *refresh]
+        for written, verdict in zip(things, given, strict=True):
             if verdict.errno:
                 if not given[0].errno:  # no half of it stays
                     self.remove(sa.id)
-                raise KernelError(verdict.errno, name, verdict.text)
+                kind = "NEWSA" if written is sa.id else "UPDPOLICY"
+                raise KernelError(verdict.errno, f"{kind} {words(written)}", verdict.text)
 
     def remove(self, sa: SaId) -> bool:
         """See ``port.Kernel``."""
         message = xfrm.delete_sa(sa, self._next())
-        return self._succeeds(message, f"DELSA {words(sa)}", absent=errno.ESRCH)
+        return self._succeeds(message, lambda: f"DELSA {words(sa)}", absent=errno.ESRCH)
 
     def states(self) -> list[SaState]:
         """See ``port.Kernel``; not those of a protocol, mode or mark that kinkd cannot name."""
-        found = self._dump(xfrm.dump_sas(self._next()), "dump of SAs", answers.read_state)
+        found = self._dump(xfrm.dump_sas(self._next()), lambda: "dump of SAs", answers.read_state)
         return [state for state in found if state is not None]
 
     def state(self, sa: SaId) -> SaState | None:
         """See ``port.Kernel``."""
         message = xfrm.get_sa(sa, self._next())
         try:
-            return self._one(message, f"GETSA {words(sa)}", answers.read_state)
+            return self._one(message, lambda: f"GETSA {words(sa)}", answers.read_state)
         except KernelError as error:
             if error.errno != errno.ESRCH:
                 raise
@@ -205,19 +213,19 @@ class XfrmSocket:
     def write_policy(self, entry: SpdEntry) -> None:
         """See ``port.Kernel``."""
         message = xfrm.update_policy(entry, self._next())
-        self._succeeds(message, f"UPDPOLICY {words(entry)}")
+        self._succeeds(message, lambda: f"UPDPOLICY {words(entry)}")
 
     def remove_policy(self, direction: Direction, selector: Selector) -> bool:
         """See ``port.Kernel``."""
         message = xfrm.delete_policy(direction, selector, self._next())
         pair = f"{selector.source} to {selector.destination}"
         name = f"DELPOLICY {direction.name.lower()} policy {pair}"
-        return self._succeeds(message, name, absent=errno.ENOENT)
+        return self._succeeds(message, lambda: name, absent=errno.ENOENT)
 
     def policies(self) -> list[SpdEntry]:
         """See ``port.Kernel``; not those of a mark or interface that kinkd cannot name."""
         request = xfrm.dump_policies(self._next())
-        found = self._dump(request, "dump of policies", answers.read_policy)
+        found = self._dump(request, lambda: "dump of policies", answers.read_policy)
         return [entry for entry in found if entry is not None]
 
     # --- requests and answers ---
@@ -226,17 +234,17 @@ class XfrmSocket:
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         return self._sequence
 
-    def _send(self, requests: Sequence[bytearray], name: str) -> None:
+    def _send(self, requests: Sequence[bytearray], name: _Words) -> None:
         """Send all in one datagram, then overwrite them: they may hold keys."""
         try:
             self._requests.sendmsg(requests)
         except OSError as error:
-            raise KernelError(error.errno or 0, name) from error
+            raise KernelError(error.errno or 0, name()) from error
         finally:
             for request in requests:
                 request[:] = bytes(len(request))
 
-    def _answers(self, sequences: Sequence[int], name: str) -> Iterator[Message]:
+    def _answers(self, sequences: Sequence[int], name: _Words) -> Iterator[Message]:
         """What the kernel answers to these requests, without end.
 
         A message is valid until the next is asked for: its octets, perhaps keys, are then
@@ -247,7 +255,7 @@ class XfrmSocket:
             try:
                 size, _, flags, sender = self._requests.recvmsg_into([view])
             except OSError as error:
-                raise KernelError(error.errno or 0, name) from error
+                raise KernelError(error.errno or 0, name()) from error
             try:
                 if flags & socket.MSG_TRUNC:
                     raise MalformedMessage(f"an answer of more than {_DATAGRAM} octets")
@@ -258,7 +266,7 @@ class XfrmSocket:
             finally:
                 view[:size] = bytes(size)
 
-    def _acknowledged(self, requests: Sequence[bytearray], name: str) -> list[Answer]:
+    def _acknowledged(self, requests: Sequence[bytearray], name: _Words) -> list[Answer]:
         """Send requests together; the acknowledgement of each, in order."""
         sequences = [_sequence_of(request) for request in requests]
         self._send(requests, name)
@@ -270,16 +278,16 @@ class XfrmSocket:
                     break
         return [given[sequence] for sequence in sequences]
 
-    def _succeeds(self, request: bytearray, name: str, absent: int = 0) -> bool:
+    def _succeeds(self, request: bytearray, name: _Words, absent: int = 0) -> bool:
         """One request; False where the kernel answers with the errno ``absent``."""
         (given,) = self._acknowledged([request], name)
         if given.errno == 0:
             return True
         if given.errno == absent:
             return False
-        raise KernelError(given.errno, name, given.text)
+        raise KernelError(given.errno, name(), given.text)
 
-    def _one(self, request: bytearray, name: str, read: Callable[[Message], _Read]) -> _Read:
+    def _one(self, request: bytearray, name: _Words, read: Callable[[Message], _Read]) -> _Read:
         """A request that is answered by one message, or refused."""
         sequence = _sequence_of(request)
         self._send([request], name)
@@ -287,10 +295,12 @@ class XfrmSocket:
             if message.type != Control.ERROR:
                 return read(message)
             given = answer(message)
-            raise KernelError(given.errno or errno.EBADMSG, name, given.text)
-        raise KernelError(errno.EBADMSG, name)
+            raise KernelError(given.errno or errno.EBADMSG, name(), given.text)
+        raise KernelError(errno.EBADMSG, name())
 
-    def _dump(self, request: bytearray, name: str, read: Callable[[Message], _Read]) -> list[_Read]:
+    def _dump(
+        self, request: bytearray, name: _Words, read: Callable[[Message], _Read]
+    ) -> list[_Read]:
         """A request that is answered by many messages and NLMSG_DONE."""
         sequence = _sequence_of(request)
         self._send([request], name)
@@ -301,7 +311,7 @@ class XfrmSocket:
                 continue
             given = answer(message)
             if given.errno:
-                raise KernelError(given.errno, name, given.text)
+                raise KernelError(given.errno, name(), given.text)
             break
         return found
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import Lab
+from tests.support.lab import Lab, wait_for
 
 
 @pytest.fixture(scope="module")

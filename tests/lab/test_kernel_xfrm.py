@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from kinkd.errors import KernelError
-from kinkd.kernel.port import Acquire, Expire, KernelEvent, Sa, SaId, SaLimits
+from kinkd.kernel.port import Acquire, Expire, KernelEvent, Overrun, Sa, SaId, SaLimits
 from kinkd.kernel.socket import XfrmSocket
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import (
@@ -347,3 +347,18 @@ def test_what_others_put_into_the_kernel_is_read_and_left_alone(sides: dict[str,
     assert alice.node.run("ip", "xfrm", "state").stdout == before
     (left,) = alice.kernel.policies()
     assert (left.block, str(left.selector.source)) == (True, "10.9.9.0/24")
+
+
+def test_events_that_did_not_fit_show_as_an_overrun(
+    sides: dict[str, Side],
+) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    with alice.node.python(lambda: XfrmSocket(event_buffer=8192)) as deaf:
+        for spi in range(0x1000, 0x1000 + 60):
+            made = replace(sa(alice.node, bob.node, 4, spi), limits=SaLimits(hard_seconds=1))
+            deaf.install_inbound(made)
+        while alice.kernel.states():
+            wait_for(alice.kernel, lambda event: isinstance(event, Expire))
+        events = deaf.events()
+    assert Overrun() in events
+    assert 0 < sum(isinstance(event, Expire) for event in events) < 60
