@@ -6,12 +6,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from kinkd.errors import PeerError
+from kinkd.errors import KernelError, PeerError
 from kinkd.exchange.effects import Command, Level, Path, Report, ReserveXids, Send
 from kinkd.exchange.pairs import PairTable
 from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
 from kinkd.kerberos.port import Acceptor, Ticket
-from kinkd.kernel.port import Kernel
+from kinkd.kernel.port import Kernel, SaId
 from kinkd.model import Host, IPAddress, Profile, Suite
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
@@ -111,6 +111,18 @@ class Core:
                 detail=error.detail,
                 peer=path.remote,
             )
+
+    def kernel_refused(self, error: KernelError) -> None:
+        """The kernel did not do what must be possible: said and counted, and we live on."""
+        self.counters["kernel-error"] += 1
+        self.report(Level.ERROR, "kernel-refused", reason=str(error))
+
+    def remove_sa(self, sa: SaId) -> None:
+        """Remove an SA of ours from the kernel, if it is there."""
+        try:
+            self.kernel.remove(sa)
+        except KernelError as error:
+            self.kernel_refused(error)
 
     def peer(self, host: Host) -> Peer:
         """The memory of a host."""

@@ -92,7 +92,7 @@ class Creating:
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """Take the optimistic SA back; where the peer made its half, have it removed too."""
         if self._inbound is not None:
-            self.core.kernel.remove(self._inbound)
+            self.core.remove_sa(self._inbound)
             if self._created_by_peer:
                 self.lifecycle.disown(exchange.peer, exchange.path, self._inbound.spi, now)
         self.core.counters["create.failed"] += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from kinkd.errors import PeerError
+from kinkd.errors import KernelError, PeerError
 from kinkd.exchange.core import Core, Start
 from kinkd.exchange.creating import Creating
 from kinkd.exchange.effects import Command, Path
@@ -18,7 +18,7 @@ from kinkd.exchange.machine import Initiator
 from kinkd.exchange.pairs import PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
 from kinkd.kerberos.port import Acceptor, Ticket
-from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent
+from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun
 from kinkd.model import Host, IPAddress, Principal, Protection
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
@@ -123,8 +123,9 @@ class Endpoint:
                 self._lifecycle.expired(event.id, now)
             case Expire():
                 self._soft_expired(event, now)
-            case _:
+            case Overrun():
                 self._core.counters["kernel-overrun"] += 1
+                self._read_kernel_again(now)
 
     def ticket_ready(self, server: Principal, ticket: Ticket, now: float) -> None:
         """The answer to ``FetchTicket``."""
@@ -188,6 +189,19 @@ class Endpoint:
             core.counters["acquire-deferred"] += 1
             return
         self._create(protection, Path(event.source, event.destination), now, "acquire")
+
+    def _read_kernel_again(self, now: float) -> None:
+        """Events were lost: SAs that are gone went without our being told."""
+        core = self._core
+        try:
+            present = {(state.id.destination, state.id.spi) for state in core.kernel.states()}
+        except KernelError as error:
+            core.kernel_refused(error)
+            return
+        for pair in core.pairs:
+            for sa in (pair.inbound, pair.outbound):
+                if (sa.destination, sa.spi) not in present:
+                    self._lifecycle.expired(sa, now)
 
     def _soft_expired(self, event: Expire, now: float) -> None:
         pair = self._core.pairs.by_sa(event.id)

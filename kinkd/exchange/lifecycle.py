@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kinkd.errors import KernelError
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Core, Peer
 from kinkd.exchange.effects import ForgetPair, Level, Path
@@ -31,12 +30,12 @@ class Lifecycle:
         core = self._core
         if not core.pairs.discard(pair):
             return
-        self._remove(pair.outbound)
+        self._core.remove_sa(pair.outbound)
         core.emit(ForgetPair(pair))
         if grace:
-            core.timers.at(now + grace, lambda _: self._remove(pair.inbound))
+            core.timers.at(now + grace, lambda _: core.remove_sa(pair.inbound))
         else:
-            self._remove(pair.inbound)
+            self._core.remove_sa(pair.inbound)
 
     def delete(
         self, pairs: list[SaPair], now: float, done: Callable[[float], None] | None = None
@@ -56,7 +55,7 @@ class Lifecycle:
             return
         for pair in pairs:
             if self._core.pairs.discard(pair):
-                self._remove(pair.outbound)
+                self._core.remove_sa(pair.outbound)
                 self._core.emit(ForgetPair(pair))
         peer = self._core.peer(host)
         spis = tuple(pair.inbound_spi for pair in pairs)
@@ -106,17 +105,10 @@ class Lifecycle:
         """The STATUS that was to confirm an EPOCH is over."""
         self._probed.discard(peer.host.name)
 
-    def _remove(self, sa: SaId) -> None:
-        try:
-            self._core.kernel.remove(sa)
-        except KernelError as error:
-            self._core.counters["kernel-error"] += 1
-            self._core.report(Level.ERROR, "kernel-refused", reason=str(error))
-
     def remove_inbound(self, pairs: tuple[SaPair, ...]) -> None:
         """The peer knows of the DELETE: nothing more can come in on these."""
         for pair in pairs:
-            self._remove(pair.inbound)
+            self._core.remove_sa(pair.inbound)
 
 
 @dataclass(slots=True, eq=False)

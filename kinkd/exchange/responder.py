@@ -82,8 +82,7 @@ class Responder:
             self._core.drop(error, path, now)
             return inner
         except KernelError as error:
-            self._core.counters["kernel-error"] += 1
-            self._core.report(Level.ERROR, "kernel-refused", reason=str(error))
+            self._core.kernel_refused(error)
             return (kink.KinkError(KinkErrorCode.INTERR),)
         peer.remember(command.epoch, command.xid, inner)
         return inner
@@ -224,7 +223,7 @@ class Responder:
         try:
             install(pair.outbound, outbound=True)
         except KernelError:
-            core.kernel.remove(pair.inbound)
+            core.remove_sa(pair.inbound)
             raise
         return pair
 

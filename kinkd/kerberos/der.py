@@ -172,9 +172,15 @@ class Reader:
 
     def _pass(self, tag: int) -> tuple[int, int]:
         """Go past the next value, which must have ``tag``; where its contents start and end."""
-        at = self._at
-        if at >= self._end or self._data[at] != tag:
-            found = f"{self._data[at]:#04x}" if self else "the end"
+        data, at = self._data, self._at
+        start = at + 2
+        if start <= self._end and data[at] == tag and (length := data[at + 1]) < 0x80:
+            end = start + length  # the short form, which nearly all have
+            if end <= self._end:
+                self._at = end
+                return start, end
+        if at >= self._end or data[at] != tag:
+            found = f"{data[at]:#04x}" if self else "the end"
             malformed(f"tag {tag:#04x} expected at offset {at}, found {found}")
         extent = self._extent()
         self._at = extent[1]

@@ -53,30 +53,59 @@ def n_fold(data: bytes, octets: int) -> bytes:
     return total.to_bytes(octets)
 
 
+class _AesCbc:
+    """AES-CBC from a zero initial vector, over and over in one context: to make one costs more
+    than to encrypt a message with it.
+
+    A context goes on from the last block of ciphertext it has seen. That block is taken out of
+    the first block again, and with it all that went before. Not for several threads at once.
+    """
+
+    __slots__ = ("_decryptor", "_encryptor", "_received", "_sent")
+
+    def __init__(self, secret: Secret) -> None:
+        cipher = Cipher(algorithms.AES(secret.value), modes.CBC(_ZERO_IV))
+        self._encryptor = cipher.encryptor()
+        self._decryptor = cipher.decryptor()
+        self._sent = self._received = 0  # the last block of ciphertext, as a number
+
+    def encrypt(self, blocks: bytes) -> bytes:
+        """Encrypt whole blocks."""
+        first = int.from_bytes(blocks[:BLOCK]) ^ self._sent
+        cipher = self._encryptor.update(first.to_bytes(BLOCK) + blocks[BLOCK:])
+        self._sent = int.from_bytes(cipher[-BLOCK:])
+        return cipher
+
+    def decrypt(self, blocks: bytes) -> bytes:
+        """Decrypt whole blocks."""
+        plain = self._decryptor.update(blocks)
+        first = int.from_bytes(plain[:BLOCK]) ^ self._received
+        self._received = int.from_bytes(blocks[-BLOCK:])
+        return first.to_bytes(BLOCK) + plain[BLOCK:]
+
+
 class _AesCts:
     """AES in CBC mode with ciphertext stealing and a zero initial vector (RFC 3962 §5).
 
     The last two blocks are always exchanged; a single block is plain AES. The key's octets stay
-    the caller's ``Secret``: the ciphers read them at each use.
+    the caller's ``Secret``; the contexts' own copies end with this object.
     """
 
-    __slots__ = ("_cbc", "_ecb", "secret")
+    __slots__ = ("_cbc", "secret")
 
     def __init__(self, secret: Secret) -> None:
         self.secret = secret
-        aes = algorithms.AES(secret.value)
-        self._cbc = Cipher(aes, modes.CBC(_ZERO_IV))
-        self._ecb = Cipher(aes, modes.ECB())  # noqa: S305  # single blocks, inside the mode
+        self._cbc = _AesCbc(secret)
 
     def block(self, block: bytes) -> bytes:
         """Encrypt one block."""
-        return self._ecb.encryptor().update(block)
+        return self._cbc.encrypt(block)
 
     def encrypt(self, plain: bytes) -> bytes:
         """Encrypt at least one block; the result is as long as ``plain``."""
         missing = -len(plain) % BLOCK
         # The zeros that complete the last block are cut off again with the stolen ciphertext.
-        blocks = self._cbc.encryptor().update(plain + bytes(missing) if missing else plain)
+        blocks = self._cbc.encrypt(plain + bytes(missing) if missing else plain)
         if len(blocks) == BLOCK:
             return blocks
         return b"".join((blocks[:-32], blocks[-16:], blocks[-32 : -16 - missing]))
@@ -85,15 +114,15 @@ class _AesCts:
         """The inverse of ``encrypt``."""
         length = len(cipher)
         if length == BLOCK:
-            return self._cbc.decryptor().update(cipher)
+            return self._cbc.decrypt(cipher)
         stolen = length - ((length - 1) % BLOCK + 1)  # where the last, perhaps short, block starts
         whole = cipher[stolen - BLOCK : stolen]  # the encrypted form of the last plaintext block
         short = cipher[stolen:]
         # Of the last block but one of CBC only the head was sent; the rest is in ``whole``,
         # where it met the zeros of the padding.
-        rest = self._ecb.decryptor().update(whole)[len(short) :]
+        rest = self._cbc.decrypt(whole)[len(short) :]
         blocks = b"".join((cipher[: stolen - BLOCK], short, rest, whole))
-        return self._cbc.decryptor().update(blocks)[:length]
+        return self._cbc.decrypt(blocks)[:length]
 
 
 class Key(ABC):

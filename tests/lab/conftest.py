@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import Lab, wait_for
+from tests.support.lab import Lab
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kinkd.exchange.effects import Path, Send
 from kinkd.exchange.pairs import Role
 from kinkd.exchange.timing import TRANSACTION_SECONDS
-from kinkd.kernel.port import Expire
+from kinkd.kernel.port import Expire, Overrun
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
 from tests.support.pair import ALICE, BOB, CAROL, World
@@ -268,6 +268,16 @@ def test_a_hard_expiry_takes_the_other_half_with_it() -> None:
     world.settle()
     assert not world["alice"].kernel.states()
     assert not world["alice"].journal
+
+
+def test_after_lost_events_what_the_kernel_lacks_is_given_up() -> None:
+    world = keyed()
+    (pair,) = world["alice"].endpoint.pairs
+    world["alice"].kernel.remove(pair.inbound)
+    world["alice"].endpoint.kernel_event(Overrun(), world.now)
+    world.settle()
+    assert not list(world["alice"].endpoint.pairs)
+    assert not world["alice"].kernel.states()
 
 
 @pytest.mark.rfc("4430-3.7-3", "4430-3.7-7")
