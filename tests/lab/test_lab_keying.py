@@ -1,0 +1,55 @@
+"""A profile with AES-CBC and a short life, and a host with more than one address."""
+
+from __future__ import annotations
+
+import socket
+
+from tests.support.lab import Lab, wait_for
+from tests.support.topology import Node
+
+SHORT = """
+[profiles.short]
+suites = ["aes128-sha256"]
+lifetime = "30s"
+"""
+SECOND = "10.77.0.200"  # an address of bob that no policy knows
+LATER_VERSION = bytes.fromhex("01200010 00000001 00000007 00000000")  # a CREATE of version 2
+
+
+def test_a_pair_is_replaced_before_it_ends_and_no_packet_is_lost():
+    with Lab() as lab:
+        lab.policy.write_text(lab.policy_text(profile="short") + SHORT)
+        lab.start()
+        alice, bob = lab["alice"], lab["bob"]
+        assert alice.ping(bob).lost == 0
+        (first,) = alice.sas()
+        assert (first["suite"], first["lifetime_seconds"]) == ("aes128-sha256", 30)
+        assert alice.ping(bob, count=140, interval=0.2, patience=60).lost == 0
+        wait_for(lambda: len(alice.sas()) == len(bob.sas()) == 1, "one pair is left")
+        (second,) = alice.sas()
+        assert second["spi_in"] != first["spi_in"]
+        assert second["role"] == "initiator"
+
+
+def ask_second_address(node: Node) -> tuple[bytes, tuple[str, int]]:
+    def ask() -> tuple[bytes, tuple[str, int]]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.bind((str(node.ipv4), 0))
+            s.settimeout(5)
+            s.sendto(LATER_VERSION, (SECOND, 910))
+            return s.recvfrom(65535)
+
+    return node.python(ask)
+
+
+def test_the_answer_comes_from_the_address_that_was_asked(lab: Lab):
+    bob = lab["bob"].node
+    device = bob.run("ip", "-o", "-4", "addr", "show", "to", str(bob.ipv4)).stdout.split()[1]
+    bob.run("ip", "addr", "add", f"{SECOND}/24", "dev", device)
+    try:
+        datagram, sender = ask_second_address(lab["carol"].node)
+    finally:
+        bob.run("ip", "addr", "del", f"{SECOND}/24", "dev", device)
+    assert sender == (SECOND, 910)
+    assert datagram[0] == 3  # a REPLY: KINK_INVMAJ
+    assert datagram[-4:] == bytes((0, 0, 0, 3))
