@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
@@ -76,13 +77,15 @@ def install(kernel: MemoryKernel, known: SaPair, *, outbound: bool = True) -> No
 
 @given(st.lists(pairs, max_size=5, unique_by=lambda p: (p.local, p.inbound_spi)))
 def test_pairs_come_back_as_they_were(known: list[SaPair]) -> None:
-    journal = Journal(Path(":memory:"))
-    for each in known:
-        journal.record(each)
-    assert journal.pairs() == known
-    for each in known:
-        journal.forget(each)
-    assert not journal.pairs()
+    with tempfile.TemporaryDirectory() as directory:
+        journal = Journal(Path(directory) / "journal.db")
+        for each in known:
+            journal.record(each)
+        assert journal.pairs() == known
+        for each in known:
+            journal.forget(each)
+        assert not journal.pairs()
+        journal.close()
 
 
 def test_the_journal_outlives_the_process_and_is_for_its_owner_alone(tmp_path: Path) -> None:
