@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import os
 
-import pytest
 from hypothesis import settings
 
 # Properties search anew in a long run; a short one is the same each time, and quick.
 settings.register_profile("short", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=2000, deadline=None)
 settings.load_profile("long" if os.environ.get("KINKD_LONG") else "short")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """``tests/run`` leaves the long tests out, ``tests/run --all`` does not."""
-    config.addinivalue_line("markers", "long: takes minutes; run by tests/run --all")

@@ -131,7 +131,8 @@ def _show_sas(result: Result) -> str:
     rows = [
         {
             "peer": row["principal"],
-            "addresses": f"{row['local']} - {row['remote']}",
+            "local": row["local"],
+            "remote": row["remote"],
             "spi in": row["spi_in"],
             "spi out": row["spi_out"],
             "suite": row["suite"],

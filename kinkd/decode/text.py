@@ -222,7 +222,7 @@ def _secret(label: str, secret: Secret, show_keys: bool) -> str:
 
 
 def _offset(moment: int, start: int) -> str:
-    return f"{(moment - start) / 1e9:+12.6f}"
+    return f"{(moment - start) / 1e9:+.6f} s"
 
 
 def _utc(seconds: int) -> str:

@@ -43,7 +43,7 @@ def test_a_restarted_daemon_deletes_and_makes_sas_with_the_peer_it_knew(keyed: L
     assert old.isdisjoint(state.spi for state in alice.states())
 
 
-@pytest.mark.rfc("4430-3-3")
+@pytest.mark.rfc("4430-3.3-2")
 def test_shutdown_delete_empties_the_peers_kernel_and_then_ones_own(keyed: Lab):
     alice, bob = keyed["alice"], keyed["bob"]
     answer = alice.ask("shutdown", "--delete")

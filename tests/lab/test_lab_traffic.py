@@ -19,7 +19,6 @@ def spis_told(host: Host) -> set[int]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.rfc("4430-3-2")
 def test_the_first_packets_make_their_keys_and_none_is_lost_or_in_clear(lab: Lab, family: int):
     alice, bob = lab["alice"], lab["bob"]
     lab.unkey("alice", "bob")
