@@ -76,6 +76,9 @@ class Principal:
         return cls(tuple(parts[:-1]), parts[-1])
 
     def __str__(self) -> str:
+        plain = "/".join(self.components)
+        if not ("\\" in plain or "@" in plain or plain.count("/") >= len(self.components)):
+            return f"{plain}@{self.realm}"
         quoted = (re.sub(r"([\\/@])", r"\\\1", part) for part in self.components)
         return "/".join(quoted) + "@" + self.realm
 

@@ -27,6 +27,17 @@ _MODES = {
     Mode.TRANSPORT: EncapsulationMode.TRANSPORT,
     Mode.TUNNEL: EncapsulationMode.TUNNEL,
 }
+_KNOWN_MODES = {int(number): mode for mode, number in _MODES.items()}
+_SINGLE = frozenset(
+    map(
+        int,
+        (
+            AttributeClass.ENCAPSULATION_MODE,
+            AttributeClass.AUTHENTICATION_ALGORITHM,
+            AttributeClass.KEY_LENGTH,
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +145,17 @@ def _read_transform(proposal: int, spi: int, transform: isakmp.Transform) -> Off
     kilobytes: int | None = None
     readable = True
     for attribute in transform.attributes:
-        match attribute.type:
-            case AttributeClass.LIFE_TYPE:
-                life_type = attribute.value
-            case AttributeClass.LIFE_DURATION if life_type == LifeType.SECONDS:
-                seconds, life_type = attribute.value, None
-            case AttributeClass.LIFE_DURATION if life_type == LifeType.KILOBYTES:
-                kilobytes, life_type = attribute.value, None
-            case (
-                AttributeClass.ENCAPSULATION_MODE
-                | AttributeClass.AUTHENTICATION_ALGORITHM
-                | AttributeClass.KEY_LENGTH
-            ) if attribute.type not in values:
-                values[attribute.type] = attribute.value
-            case _:
-                readable = False
-    mode = {
-        EncapsulationMode.TRANSPORT: Mode.TRANSPORT,
-        EncapsulationMode.TUNNEL: Mode.TUNNEL,
-    }.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0))  # type: ignore[call-overload]
+        kind, value = attribute.type, attribute.value
+        if kind == AttributeClass.LIFE_TYPE:
+            life_type = value
+        elif kind == AttributeClass.LIFE_DURATION and life_type == LifeType.SECONDS:
+            seconds, life_type = value, None
+        elif kind == AttributeClass.LIFE_DURATION and life_type == LifeType.KILOBYTES:
+            kilobytes, life_type = value, None
+        elif kind in _SINGLE and kind not in values:
+            values[kind] = value
+        else:
+            readable = False  # RFC 2407 §4.5: a transform we do not understand is not chosen
     return Offer(
         proposal=proposal,
         transform=transform.number,
@@ -160,7 +163,7 @@ def _read_transform(proposal: int, spi: int, transform: isakmp.Transform) -> Off
         transform_id=transform.transform_id,
         key_bits=values.get(AttributeClass.KEY_LENGTH),
         authentication_id=values.get(AttributeClass.AUTHENTICATION_ALGORITHM),
-        mode=mode,
+        mode=_KNOWN_MODES.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0)),
         lifetime=Lifetime(DEFAULT_LIFETIME_SECONDS if seconds is None else seconds, kilobytes),
         readable=readable and seconds != 0 and kilobytes != 0,
     )
