@@ -259,6 +259,8 @@ class Daemon:
         done: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
 
         def ended(pair: SaPair | None, reason: str, _: float) -> None:
+            if done.done():  # whoever asked is gone
+                return
             row = {"local": str(local), "remote": str(remote), "ok": pair is not None}
             done.set_result(row if pair is not None else {**row, "reason": reason})
 

@@ -39,6 +39,7 @@ class TicketWorkers:
                 result = self._source.fetch(server)
             except TicketUnavailable as error:
                 result = error
-            if self._loop.is_closed():
+            try:
+                self._loop.call_soon_threadsafe(self._fetched, server, result)
+            except RuntimeError:  # the loop is closed: nobody waits any more
                 return
-            self._loop.call_soon_threadsafe(self._fetched, server, result)
