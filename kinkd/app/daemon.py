@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
-from pathlib import Path
 
-from kinkd.app import hardening, recovery, views
+from kinkd.app import hardening, recovery, startup
 from kinkd.app.config import Config, resolve_for_host
-from kinkd.app.control import Arguments, ControlServer, Handler
+from kinkd.app.control import ControlServer
 from kinkd.app.journal import Journal
-from kinkd.app.logs import LOGGER, log
+from kinkd.app.logs import log
 from kinkd.app.notify import notify
+from kinkd.app.operator import Operator, Services
 from kinkd.app.tickets import TicketWorkers
 from kinkd.app.udp import UdpSocket, open_sockets
-from kinkd.errors import KernelError, LocalError, PeerError, TicketUnavailable
-from kinkd.exchange.core import Start
+from kinkd.errors import LocalError, TicketUnavailable
 from kinkd.exchange.effects import (
     Command,
     FetchTicket,
@@ -32,18 +29,14 @@ from kinkd.exchange.effects import (
     ReserveXids,
     Send,
 )
-from kinkd.exchange.endpoint import Endpoint
-from kinkd.exchange.pairs import SaPair
-from kinkd.kerberos.gss import GssAcceptor, GssTicketSource
+from kinkd.kerberos.gss import GssTicketSource
 from kinkd.kerberos.port import Ticket
 from kinkd.kernel.socket import XfrmSocket
-from kinkd.model import Host, IPAddress, Principal, Suite
+from kinkd.model import Principal
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
 
-_REPLAY_CACHE_BIRTH = "replay-cache-birth"
 _NEGOTIATIONS_SHOWN = 20
-_DELETE_PATIENCE = 5.0  # seconds that shutdown waits for peers to answer a DELETE
 
 
 class Daemon:
@@ -52,25 +45,36 @@ class Daemon:
     def __init__(self, config: Config, policy: HostPolicy) -> None:
         self._config = config
         self._policy = policy
-        self._started = time.monotonic()
+        self._lock = startup.lock_state(config.state_directory)
+        self._sockets = open_sockets()
         self._journal = Journal(config.state_directory / "journal.db")
+        self._unwritten: list[Command] = []  # journal entries that could not be written yet
         self._kernel = XfrmSocket()
-        self._sockets: list[UdpSocket] = []
         self._negotiations: deque[dict[str, object]] = deque(maxlen=_NEGOTIATIONS_SHOWN)
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
-        self._ownership = recovery.Ownership(config.reqids, config.priorities)
-        self._endpoint = self._make_endpoint()
+        self._deaf = False
+        self._endpoint = startup.prepare(config, policy, self._kernel, self._journal)
         self._tickets: TicketWorkers | None = None
 
     async def run(self) -> None:
-        """Serve until told to stop. SAs and policies stay in the kernel (DESIGN: no leak)."""
+        """Serve until told to stop. SAs and policies stay in the kernel: nothing leaks."""
         loop = asyncio.get_running_loop()
-        self._sockets = open_sockets()
         source = GssTicketSource(str(self._config.keytab), self._policy.me.client)
         self._tickets = TicketWorkers(source, self._ticket_fetched)
-        recovery.install_policies(self._kernel, self._policy, self._ownership)
-        control = ControlServer(self._config.control_socket, self._handlers())
+        operator = Operator(
+            Services(
+                endpoint=self._endpoint,
+                kernel=self._kernel,
+                ownership=recovery.Ownership(self._config.reqids, self._config.priorities),
+                negotiations=self._negotiations,
+                now=self._now,
+                carry_out=self._carry_out,
+                deafen=self._deafen,
+                stop=self._stop.set,
+            )
+        )
+        control = ControlServer(self._config.control_socket, operator.handlers())
         await control.start()
         for udp in self._sockets:
             loop.add_reader(udp.fileno(), self._datagrams, udp)
@@ -78,6 +82,7 @@ class Daemon:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        self._carry_out()  # what the start left to be told to peers
         log(logging.INFO, "ready", host=self._policy.me.name, epoch=self._endpoint.epoch)
         notify("READY=1")
         try:
@@ -85,60 +90,8 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             await control.stop()
-            self._close(loop)
-
-    def _make_endpoint(self) -> Endpoint:
-        """Everything that must be right before we claim to be ready."""
-        state = self._config.state_directory
-        replay_cache = state / "rcache"
-        acceptor = GssAcceptor(
-            str(self._config.keytab), str(replay_cache), self._replay_cache_birth(replay_cache)
-        )
-        suites = {family: self._probe(family) for family in self._families()}
-        _set_larval_drop()
-        recovered = recovery.recover(self._kernel, self._journal, self._ownership)
-        start = Start(recovered.epoch, recovered.first_xid, suites, secrets.token_bytes)
-        endpoint = Endpoint(self._policy, self._kernel, acceptor, start)
-        endpoint.adopt(recovered.pairs)
-        log(
-            logging.INFO,
-            "recovered",
-            epoch=recovered.epoch,
-            adopted=len(recovered.pairs),
-            removed=recovered.removed,
-        )
-        return endpoint
-
-    def _replay_cache_birth(self, path: Path) -> float:
-        """Authenticators from before the replay cache's birth may be replays: they are refused."""
-        birth = self._journal.meta(_REPLAY_CACHE_BIRTH)
-        if birth is None or not path.exists():
-            birth = int(time.time())
-            self._journal.set_meta(_REPLAY_CACHE_BIRTH, birth)
-        return float(birth)
-
-    def _families(self) -> set[int]:
-        return {local.version for local, _, _ in self._policy.protections}
-
-    def _probe(self, family: int) -> frozenset[str]:
-        """The suites of the policy that this kernel has; none at all: we cannot serve."""
-        wanted: dict[str, Suite] = {}
-        for _, _, protection in self._policy.protections:
-            wanted.update((suite.name, suite) for suite in protection.profile.suites)
-        known: set[str] = set()
-        refusal = ""
-        for name, suite in wanted.items():
-            try:
-                self._kernel.probe(suite, family)
-                known.add(name)
-            except KernelError as error:
-                refusal = str(error)
-                log(logging.WARNING, "suite-unavailable", suite=name, family=family, reason=refusal)
-        if wanted and not known:
-            raise LocalError(
-                f"this kernel has no ESP for IPv{family} with any suite of the policy: {refusal}"
-            )
-        return frozenset(known)
+            self._deafen()
+            self._close()
 
     # What the loop calls. After every event the core's commands are carried out.
 
@@ -158,6 +111,8 @@ class Daemon:
         self._carry_out()
 
     def _ticket_fetched(self, server: Principal, result: Ticket | TicketUnavailable) -> None:
+        if self._deaf:
+            return
         if isinstance(result, TicketUnavailable):
             self._endpoint.ticket_failed(server, str(result), self._now())
         else:
@@ -168,37 +123,57 @@ class Daemon:
         self._endpoint.tick(self._now())
         self._carry_out()
 
+    def _hangup(self) -> None:
+        log(logging.WARNING, "reload-unsupported", hint="restart kinkd: SAs and policies survive")
+
+    # What the core wants done.
+
     def _carry_out(self) -> None:
         for command in self._endpoint.commands():
-            self._carry_out_one(command)
+            match command:
+                case Send():
+                    self._send(command)
+                case FetchTicket(server):
+                    if self._tickets is not None:
+                        self._tickets.fetch(server)
+                case Report():
+                    self._report(command)
+                case RecordPair() | ForgetPair() | ReserveXids():
+                    self._unwritten.append(command)
+                    self._write_journal()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         when = self._endpoint.next_timer()
-        if when is not None:
+        if when is not None and not self._deaf:
             delay = max(0.0, when - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
-    def _carry_out_one(self, command: Command) -> None:
-        match command:
-            case Send():
-                self._send(command)
-            case FetchTicket(server):
-                if self._tickets is not None:
-                    self._tickets.fetch(server)
-            case RecordPair(pair):
-                self._journal.record(pair)
-            case ForgetPair(pair):
-                self._journal.forget(pair)
-            case ReserveXids(below):
-                recovery.reserve_xids(self._journal, below)
-            case Report(level, event, fields):
-                log(level, event, **fields)
-                if event in ("sa-established", "create-failed"):
-                    shown = {name: _plain(value) for name, value in fields.items()}
-                    self._negotiations.append({"event": event, **shown})
+    def _write_journal(self) -> bool:
+        """Write what is not written yet, in order; False: some of it still is not."""
+        try:
+            while self._unwritten:
+                match self._unwritten[0]:
+                    case RecordPair(pair):
+                        self._journal.record(pair)
+                    case ForgetPair(pair):
+                        self._journal.forget(pair)
+                    case ReserveXids(below):
+                        recovery.reserve_xids(self._journal, below)
+                del self._unwritten[0]
+        except LocalError as error:
+            log(logging.ERROR, "journal-unwritable", reason=str(error))
+            return False
+        return True
 
     def _send(self, command: Send) -> None:
+        # What sending depends on is durable first: an XID used twice under one EPOCH, or an SA
+        # that a restart does not know, would be worse than silence. Peers ask again.
+        if self._unwritten and not self._write_journal():
+            return
         family = socket.AF_INET if command.path.local.version == 4 else socket.AF_INET6
         for udp in self._sockets:
             if udp.family == family:
@@ -213,124 +188,35 @@ class Daemon:
                         reason=error.strerror,
                     )
 
-    def _hangup(self) -> None:
-        log(logging.WARNING, "reload-unsupported", hint="restart kinkd: SAs and policies survive")
+    def _report(self, command: Report) -> None:
+        log(command.level, command.event, **command.fields)
+        if command.event in ("sa-established", "create-failed"):
+            shown = {name: _plain(value) for name, value in command.fields.items()}
+            self._negotiations.append({"event": command.event, **shown})
 
-    def _close(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    # The end.
+
+    def _deafen(self) -> None:
+        """Listen to nobody any more; what the control socket asks is still answered."""
+        if self._deaf:
+            return
+        self._deaf = True
+        loop = asyncio.get_running_loop()
         for udp in self._sockets:
             loop.remove_reader(udp.fileno())
-            udp.close()
         loop.remove_reader(self._kernel.fileno())
+        self._set_timer()
+
+    def _close(self) -> None:
+        for udp in self._sockets:
+            udp.close()
         self._kernel.close()
         self._journal.close()
-
-    # What kinkctl asks.
-
-    def _handlers(self) -> dict[str, Handler]:
-        return {
-            "status": self._answer_status,
-            "sas": self._answer_sas,
-            "peers": self._answer_peers,
-            "initiate": self._answer_initiate,
-            "terminate": self._answer_terminate,
-            "shutdown": self._answer_shutdown,
-        }
-
-    async def _answer_status(self, _: Arguments) -> dict[str, object]:
-        return views.status(self._endpoint, list(self._negotiations), self._started)
-
-    async def _answer_sas(self, _: Arguments) -> dict[str, object]:
-        return views.sas(self._endpoint, self._kernel)
-
-    async def _answer_peers(self, _: Arguments) -> dict[str, object]:
-        return views.peers(self._endpoint)
-
-    async def _answer_initiate(self, arguments: Arguments) -> dict[str, object]:
-        host = self._host(arguments)
-        pairs = [(lo, re) for lo, re, p in self._policy.protections if p.peer.name == host.name]
-        if not pairs:
-            raise LocalError(f"no rule of the policy protects traffic with {host.name}")
-        results = await asyncio.gather(*(self._initiate(local, remote) for local, remote in pairs))
-        return {"peer": host.name, "pairs": results}
-
-    async def _initiate(self, local: IPAddress, remote: IPAddress) -> dict[str, object]:
-        done: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
-
-        def ended(pair: SaPair | None, reason: str, _: float) -> None:
-            if done.done():  # whoever asked is gone
-                return
-            row = {"local": str(local), "remote": str(remote), "ok": pair is not None}
-            done.set_result(row if pair is not None else {**row, "reason": reason})
-
-        try:
-            self._endpoint.initiate(local, remote, self._now(), ended)
-        except PeerError as error:
-            raise LocalError(str(error)) from error
-        self._carry_out()
-        return await done
-
-    async def _answer_terminate(self, arguments: Arguments) -> dict[str, object]:
-        host = self._host(arguments)
-        return {"peer": host.name, "sas": await self._terminate([host])}
-
-    async def _terminate(self, hosts: list[Host]) -> int:
-        """Send DELETE for all pairs with these hosts, and wait until it is over."""
-        over: list[asyncio.Event] = []
-        count = 0
-        for host in hosts:
-            event = asyncio.Event()
-            over.append(event)
-            count += self._endpoint.terminate(host, self._now(), _setter(event))
-        self._carry_out()
-        await asyncio.gather(*(event.wait() for event in over))
-        return count
-
-    async def _answer_shutdown(self, arguments: Arguments) -> dict[str, object]:
-        deleted = 0
-        if arguments.get("delete"):
-            self._endpoint.stop_creating()
-            deleted = len(self._endpoint.pairs)
-            try:
-                async with asyncio.timeout(_DELETE_PATIENCE):
-                    await self._terminate(list(self._policy.peers))
-            except TimeoutError:
-                log(logging.WARNING, "delete-unanswered")
-            recovery.remove_everything(self._kernel, self._ownership)
-        # The answer goes out before the loop ends.
-        asyncio.get_running_loop().call_later(0.05, self._stop.set)
-        return {"deleted": deleted}
-
-    def _host(self, arguments: Arguments) -> Host:
-        name = str(arguments.get("peer", ""))
-        host = self._policy.host_by_name(name)
-        if host is None:
-            known = ", ".join(peer.name for peer in self._policy.peers)
-            raise LocalError(f"no host {name!r} in the policy; there are {known}")
-        return host
-
-
-def _setter(event: asyncio.Event) -> Callable[[float], None]:
-    return lambda _: event.set()
+        os.close(self._lock)
 
 
 def _plain(value: object) -> object:
     return value if isinstance(value, int | float | str) else str(value)
-
-
-def _set_larval_drop() -> None:
-    """Have the kernel hold the first packets instead of dropping them, if we may say so."""
-    sysctl = Path("/proc/sys/net/core/xfrm_larval_drop")
-    try:
-        if sysctl.read_text().strip() != "0":
-            sysctl.write_text("0")
-    except OSError:
-        log(
-            logging.WARNING,
-            "larval-drop",
-            hint="packets are lost while an SA is made: sysctl net.core.xfrm_larval_drop=0",
-        )
 
 
 def serve(config: Config) -> None:
@@ -347,7 +233,7 @@ def serve(config: Config) -> None:
         os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context
     hardening.forbid_core_dumps()
     if not hardening.lock_memory():
-        LOGGER.info("memory-not-locked", extra={"fields": {"hint": "LimitMEMLOCK=infinity"}})
+        log(logging.INFO, "memory-not-locked", hint="LimitMEMLOCK=infinity")
 
     async def main() -> None:
         await Daemon(config, policy).run()

@@ -17,6 +17,7 @@ from kinkd.exchange.pairs import Role, SaPair
 from kinkd.model import Lifetime
 
 _SCHEMA_VERSION = 1
+_ANSWERED_SECONDS = 600  # as exchange.core.MEMORY_SECONDS: until no authenticator is fresh
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE pair (
@@ -37,6 +38,13 @@ CREATE TABLE pair (
     etype INTEGER NOT NULL,
     PRIMARY KEY (local, inbound_spi)
 ) STRICT;
+CREATE TABLE answered (
+    host TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    xid INTEGER NOT NULL,
+    ended INTEGER NOT NULL,
+    PRIMARY KEY (host, epoch, xid)
+) STRICT;
 """
 _COLUMNS = (
     "local, inbound_spi, remote, outbound_spi, host, principal, reqid, suite, role, "
@@ -45,7 +53,7 @@ _COLUMNS = (
 
 
 class Journal:
-    """The journal of one daemon. Raises ``LocalError`` where it cannot be used."""
+    """The journal of one daemon. Every method raises ``LocalError`` where it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,50 +76,65 @@ class Journal:
 
     def meta(self, name: str) -> int | None:
         """A single value, or None."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        row = self._execute("SELECT value FROM meta WHERE name = ?", name).fetchone()
         return None if row is None else int(row[0])
 
     def set_meta(self, name: str, value: int) -> None:
         """Write a single value, durably: it outlives a power failure."""
-        self._db.execute("PRAGMA synchronous = FULL")
+        self._execute("PRAGMA synchronous = FULL")
         try:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+            self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", name, value)
         finally:
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._execute("PRAGMA synchronous = NORMAL")
 
     def record(self, pair: SaPair) -> None:
         """Remember a live pair. It outlives the process; with the machine the SAs go as well."""
-        self._db.execute(
+        self._execute(
             f"INSERT OR REPLACE INTO pair ({_COLUMNS}) VALUES ({', '.join('?' * 15)})",  # noqa: S608  # constants only
-            (
-                str(pair.local),
-                pair.inbound_spi,
-                str(pair.remote),
-                pair.outbound_spi,
-                pair.host,
-                pair.principal,
-                pair.reqid,
-                pair.suite,
-                pair.role.value,
-                pair.lifetime.seconds,
-                pair.lifetime.kilobytes,
-                pair.created,
-                pair.epoch,
-                pair.xid,
-                pair.etype,
-            ),
+            str(pair.local),
+            pair.inbound_spi,
+            str(pair.remote),
+            pair.outbound_spi,
+            pair.host,
+            pair.principal,
+            pair.reqid,
+            pair.suite,
+            pair.role.value,
+            pair.lifetime.seconds,
+            pair.lifetime.kilobytes,
+            pair.created,
+            pair.epoch,
+            pair.xid,
+            pair.etype,
         )
 
     def forget(self, pair: SaPair) -> None:
-        """The pair is gone."""
-        self._db.execute(
+        """The pair is gone; the CREATE of a peer that made it is remembered a while longer."""
+        if pair.role is Role.RESPONDER:
+            self._execute(
+                "INSERT OR REPLACE INTO answered VALUES (?, ?, ?, unixepoch())",
+                pair.host,
+                pair.epoch,
+                pair.xid,
+            )
+            self._execute("DELETE FROM answered WHERE ended < unixepoch() - ?", _ANSWERED_SECONDS)
+        self._execute(
             "DELETE FROM pair WHERE local = ? AND inbound_spi = ?",
-            (str(pair.local), pair.inbound_spi),
+            str(pair.local),
+            pair.inbound_spi,
         )
+
+    def answered(self) -> list[tuple[str, int, int]]:
+        """(host, EPOCH, XID) of the CREATEs whose pairs were forgotten lately."""
+        rows = self._execute(
+            "SELECT host, epoch, xid FROM answered WHERE ended >= unixepoch() - ?",
+            _ANSWERED_SECONDS,
+        )
+        return [(host, epoch, xid) for host, epoch, xid in rows]
 
     def pairs(self) -> list[SaPair]:
         """Every pair that was recorded and not forgotten."""
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM pair ORDER BY rowid")  # noqa: S608  # constants only
+        rows = self._execute(f"SELECT {_COLUMNS} FROM pair ORDER BY rowid")  # noqa: S608  # constants only
         return [
             SaPair(
                 host=host,
@@ -147,6 +170,12 @@ class Journal:
                 etype,
             ) in rows
         ]
+
+    def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise LocalError(f"the journal {self._path} cannot be used: {error}") from error
 
     def _prepare(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

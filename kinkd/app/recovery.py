@@ -34,6 +34,7 @@ class Recovered:
     epoch: int
     first_xid: int
     pairs: tuple[SaPair, ...]
+    lost: tuple[SaPair, ...]  # in the journal, not whole in the kernel; their peers do not know
     removed: int  # SAs of ours that nobody could claim
 
 
@@ -42,6 +43,7 @@ def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered
     present = {(s.id.destination, s.id.spi): s for s in kernel.states()}
     ours = {key: s for key, s in present.items() if s.reqid in ownership.reqids}
     adopted: list[SaPair] = []
+    lost: list[SaPair] = []
     for pair in journal.pairs():
         halves = ((pair.local, pair.inbound_spi), (pair.remote, pair.outbound_spi))
         if all(half in ours and ours[half].reqid == pair.reqid for half in halves):
@@ -50,9 +52,11 @@ def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered
                 del ours[half]
         else:
             journal.forget(pair)
+            lost.append(pair)
     removed = sum(kernel.remove(state.id) for state in ours.values() if not state.larval)
     epoch, first_xid = _epoch(journal, survived=bool(adopted))
-    return Recovered(epoch, first_xid, tuple(adopted), removed)
+    # A new EPOCH tells every peer at once; under the old one each SA is deleted by its SPI.
+    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost if adopted else ()), removed)
 
 
 def _epoch(journal: Journal, *, survived: bool) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from kinkd.errors import TicketUnavailable
+from kinkd.errors import LocalError, TicketUnavailable
 from kinkd.kerberos.port import Ticket, TicketSource
 from kinkd.model import Principal
 
@@ -37,8 +37,8 @@ class TicketWorkers:
             result: Ticket | TicketUnavailable
             try:
                 result = self._source.fetch(server)
-            except TicketUnavailable as error:
-                result = error
+            except LocalError as error:  # krb5.conf broken meanwhile, say: asked again later
+                result = TicketUnavailable(str(error))
             try:
                 self._loop.call_soon_threadsafe(self._fetched, server, result)
             except RuntimeError:  # the loop is closed: nobody waits any more

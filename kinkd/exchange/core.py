@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kinkd.errors import KernelError, PeerError
 from kinkd.exchange.effects import Command, Level, Path, Report, ReserveXids, Send
@@ -15,13 +16,24 @@ from kinkd.kernel.port import Kernel, SaId
 from kinkd.model import Host, IPAddress, Profile, Suite
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
+from kinkd.wire.numbers import KinkErrorCode
 
 XID_BLOCK = 256
 """How many XIDs one journal entry reserves."""
-REMEMBERED_COMMANDS = 64
-"""Commands of one host whose answers are kept, so that a repeated one is answered again."""
+MEMORY_SECONDS = 600.0
+"""How long a command is remembered: past the time in which Kerberos takes its authenticator for
+fresh, on a clock five minutes behind or ahead (RFC 4120 §3.2.3)."""
+REMEMBERED_COMMANDS = 1024
+"""Commands of one host that are remembered at once; a host that sends more is put off."""
 PAIRS_PER_HOST = 64
 """Live pairs one authenticated host may have with us; more is a fault or an attack."""
+
+
+class Answered(NamedTuple):
+    """What a command was answered with; None: nothing of it is left, and it is not to come back."""
+
+    inner: tuple[kink.Payload, ...] | None
+    when: float
 
 
 @dataclass(slots=True)
@@ -32,15 +44,45 @@ class Peer:
     epoch: int | None = None  # the last one that was proven, RFC 4430 §3.7
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     ticket: Ticket | None = None
-    answered: OrderedDict[tuple[int, int], tuple[kink.Payload, ...]] = field(
-        default_factory=OrderedDict
-    )
+    _answered: OrderedDict[tuple[int, int], Answered] = field(default_factory=OrderedDict)
 
-    def remember(self, epoch: int, xid: int, inner: tuple[kink.Payload, ...]) -> None:
+    def recall(self, epoch: int, xid: int) -> tuple[kink.Payload, ...] | None:
+        """The answer that a command was given before; None: it is new.
+
+        Raises:
+            PeerError: "stale-command": the SAs it made have come and gone. To make them again
+                would use their keys twice.
+        """
+        answered = self._answered.get((epoch, xid))
+        if answered is None:
+            return None
+        if answered.inner is None:
+            raise PeerError("stale-command", f"XID {xid} was carried out and undone")
+        return answered.inner
+
+    def remember(
+        self, epoch: int, xid: int, inner: tuple[kink.Payload, ...] | None, now: float
+    ) -> None:
         """Keep the answer to a command, for the day it is repeated (RFC 4430 §9)."""
-        self.answered[epoch, xid] = inner
-        while len(self.answered) > REMEMBERED_COMMANDS:
-            self.answered.popitem(last=False)
+        self._answered[epoch, xid] = Answered(inner, now)
+
+    def make_room(self, now: float) -> None:
+        """Forget the commands whose time is over.
+
+        Raises:
+            PeerError: "too-many-commands", KINK_INTERR: there is no room for one more.
+        """
+        while self._answered:
+            oldest = next(iter(self._answered.values()))
+            if now - oldest.when < MEMORY_SECONDS:
+                break
+            self._answered.popitem(last=False)
+        if len(self._answered) >= REMEMBERED_COMMANDS:
+            raise PeerError(
+                "too-many-commands",
+                f"{self.host.name} sent {REMEMBERED_COMMANDS} in {MEMORY_SECONDS:.0f} s",
+                kink_error=KinkErrorCode.INTERR,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,8 +146,8 @@ class Creating:
         suite: Suite,
         lifetime: Lifetime,
     ) -> SaPair:
-        if self._inbound is None or exchange.ticket is None:
-            raise LocalError("a CREATE was completed before it was prepared")
+        if self._inbound is None or exchange.ticket is None or exchange.xid is None:
+            raise LocalError("a CREATE was completed before it was sent")
         return SaPair(
             host=exchange.peer.host.name,
             principal=str(exchange.peer.host.service),

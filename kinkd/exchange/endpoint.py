@@ -8,13 +8,14 @@ monotonic clock; ``set_posix`` says how far POSIX time is from it. After each ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from kinkd.errors import KernelError, PeerError
 from kinkd.exchange.core import Core, Start
 from kinkd.exchange.creating import Creating
 from kinkd.exchange.effects import Command, Path
 from kinkd.exchange.lifecycle import Lifecycle
-from kinkd.exchange.machine import Initiator
+from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
 from kinkd.kerberos.port import Acceptor, Ticket
@@ -30,6 +31,15 @@ CONCURRENT_COMMANDS = 1024
 InitiateEnded = Callable[[SaPair | None, str, float], None]
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """The CREATE under way for an address pair, and who wants to know how it ends."""
+
+    purpose: Creating
+    listeners: list[InitiateEnded]
+    exchange: Exchange | None = None
+
+
 class Endpoint:
     """One host's end of KINK."""
 
@@ -40,7 +50,7 @@ class Endpoint:
         self._initiator = Initiator(self._core)
         self._lifecycle = Lifecycle(self._core, self._initiator)
         self._responder = Responder(self._core, self._lifecycle)
-        self._creating: dict[tuple[IPAddress, IPAddress], list[InitiateEnded]] = {}
+        self._creating: dict[tuple[IPAddress, IPAddress], _Attempt] = {}
 
     # What people and the application read.
 
@@ -87,6 +97,21 @@ class Endpoint:
         """Take up pairs that an earlier life of this daemon left in the kernel."""
         for pair in pairs:
             self._core.pairs.add(pair)
+
+    def recall(self, commands: Iterable[tuple[str, int, int]], now: float) -> None:
+        """Know again the CREATEs, by (host, EPOCH, XID), whose pairs an earlier life gave up."""
+        for name, epoch, xid in commands:
+            host = self._core.policy.host_by_name(name)
+            if host is not None:
+                self._core.peer(host).remember(epoch, xid, None, now)
+
+    def disown(self, pairs: Iterable[SaPair], now: float) -> None:
+        """Tell peers of pairs that did not survive on our side (RFC 4430 §3.3)."""
+        for pair in pairs:
+            host = self._core.policy.host_by_name(pair.host)
+            if host is not None:
+                path = Path(pair.local, pair.remote)
+                self._lifecycle.disown(self._core.peer(host), path, pair.inbound_spi, now)
 
     def tick(self, now: float) -> None:
         """Time has come."""
@@ -143,8 +168,10 @@ class Endpoint:
         """Create a pair between two addresses now; ``ended`` is told how it went.
 
         Raises:
-            PeerError: "no-policy": no rule protects traffic between them.
+            PeerError: "no-policy": no rule protects traffic between them; "closing".
         """
+        if self._core.closing:
+            raise PeerError("closing", "this daemon is leaving")
         protection = self._core.policy.protection(local, remote)
         if protection is None:
             raise PeerError("no-policy", f"no rule protects traffic between {local} and {remote}")
@@ -170,9 +197,12 @@ class Endpoint:
             self._lifecycle.delete(group, now, one_done)
         return len(pairs)
 
-    def stop_creating(self) -> None:
-        """From now on no SA is made: traffic that needs one waits for who comes after us."""
+    def stop_creating(self, now: float) -> None:
+        """From now on no SA is made, and what is under way ends."""
         self._core.closing = True
+        for attempt in list(self._creating.values()):
+            if attempt.exchange is not None:
+                self._initiator.cancel(attempt.exchange, "this daemon is leaving", now)
 
     # How it is done.
 
@@ -229,14 +259,17 @@ class Endpoint:
     ) -> None:
         """Begin a CREATE, or join the one of this address pair that is under way."""
         key = (path.local, path.remote)
-        listeners = self._creating.get(key)
-        if listeners is not None:
+        attempt = self._creating.get(key)
+        if attempt is not None:
             if ended is not None:
-                listeners.append(ended)
+                attempt.listeners.append(ended)
+            attempt.purpose.replaces = attempt.purpose.replaces or replaces
             return
-        self._creating[key] = [ended] if ended is not None else []
         purpose = Creating(self._core, self._lifecycle, protection, cause, self._created, replaces)
-        self._initiator.begin(purpose, self._core.peer(protection.peer), path, now)
+        attempt = _Attempt(purpose, [ended] if ended is not None else [])
+        self._creating[key] = attempt
+        peer = self._core.peer(protection.peer)
+        attempt.exchange = self._initiator.begin(purpose, peer, path, now)
 
     def _created(self, creating: Creating, path: Path, result: SaPair | str, now: float) -> None:
         pair, reason = (None, result) if isinstance(result, str) else (result, "")
@@ -245,7 +278,7 @@ class Endpoint:
             # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).
             grace = self._core.peer(creating.protection.peer).round_trip.grace()
             self._core.timers.at(now + grace, lambda then: self._delete_old(old, then))
-        for ended in self._creating.pop((path.local, path.remote), ()):
+        for ended in self._creating.pop((path.local, path.remote)).listeners:
             ended(pair, reason, now)
 
     def _delete_old(self, pair: SaPair, now: float) -> None:

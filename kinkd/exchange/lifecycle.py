@@ -9,7 +9,7 @@ from kinkd.exchange import quickmode
 from kinkd.exchange.core import Core, Peer
 from kinkd.exchange.effects import ForgetPair, Level, Path
 from kinkd.exchange.machine import Exchange, Initiator
-from kinkd.exchange.pairs import SaPair
+from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kernel.port import SaId
 from kinkd.wire import isakmp, kink
@@ -28,14 +28,24 @@ class Lifecycle:
     def retire(self, pair: SaPair, now: float, *, grace: float) -> None:
         """Stop sending on a pair at once; receive on it for ``grace`` seconds (RFC 4430 §3.3)."""
         core = self._core
-        if not core.pairs.discard(pair):
+        if not self._give_up(pair, now):
             return
-        self._core.remove_sa(pair.outbound)
-        core.emit(ForgetPair(pair))
         if grace:
             core.timers.at(now + grace, lambda _: core.remove_sa(pair.inbound))
         else:
             self._core.remove_sa(pair.inbound)
+
+    def _give_up(self, pair: SaPair, now: float) -> bool:
+        """Stop sending on a pair, and see that the CREATE that made it makes it no second time."""
+        core = self._core
+        if not core.pairs.discard(pair):
+            return False
+        core.remove_sa(pair.outbound)
+        core.emit(ForgetPair(pair))
+        host = core.policy.host_by_name(pair.host)
+        if pair.role is Role.RESPONDER and host is not None:
+            core.peer(host).remember(pair.epoch, pair.xid, None, now)
+        return True
 
     def delete(
         self, pairs: list[SaPair], now: float, done: Callable[[float], None] | None = None
@@ -54,9 +64,7 @@ class Lifecycle:
                 done(now)
             return
         for pair in pairs:
-            if self._core.pairs.discard(pair):
-                self._core.remove_sa(pair.outbound)
-                self._core.emit(ForgetPair(pair))
+            self._give_up(pair, now)
         peer = self._core.peer(host)
         spis = tuple(pair.inbound_spi for pair in pairs)
         purpose = Deleting(self._core, self, spis, tuple(pairs), done)

@@ -55,7 +55,7 @@ class Exchange:
     peer: Peer
     path: Path
     started: float
-    xid: int = 0
+    xid: int | None = None  # given with the first sending
     state: State = State.NEEDS_TICKET
     ticket: Ticket | None = None
     inner: tuple[kink.Payload, ...] = field(default=(), repr=False)
@@ -145,12 +145,12 @@ class Initiator:
             exchange.purpose.late(exchange, reply, now)
             return
         exchange.peer.round_trip.sample(now - exchange.sent_at[reply.attempt])
-        if reply.ack_request:
-            self._acknowledge(exchange, exchange.ticket)
         try:
+            if reply.ack_request:
+                self._acknowledge(exchange, xid, exchange.ticket)
             _refuse_errors(reply)
             exchange.purpose.complete(exchange, reply, now)
-        except (PeerError, KernelError) as error:
+        except (PeerError, LocalError, KernelError) as error:
             exchange.hint = str(error)
             self._step(exchange, Event.REFUSED, now)
         else:
@@ -188,15 +188,16 @@ class Initiator:
     def _end(self, exchange: Exchange) -> None:
         if exchange.timer is not None:
             exchange.timer.cancel()
-        self._by_xid.pop(exchange.xid, None)
+        if exchange.xid is not None:
+            self._by_xid.pop(exchange.xid, None)
         waiting = self._waiting.get(exchange.peer.host.service, [])
         if exchange in waiting:
             waiting.remove(exchange)
 
     def _watch_for_late(self, exchange: Exchange, now: float) -> None:
         """A command that is still in the network may yet be carried out."""
-        if exchange.outstanding and len(self._given_up) < _LATE_COMMANDS:
-            xid = exchange.xid
+        xid = exchange.xid
+        if xid is not None and len(self._given_up) < _LATE_COMMANDS:
             self._given_up[xid] = exchange
             self._core.timers.at(now + _LATE_SECONDS, lambda _: self._forget(xid))
 
@@ -210,7 +211,7 @@ class Initiator:
         if exchange.timer is not None:
             exchange.timer.cancel()
         try:
-            if not exchange.outstanding:
+            if exchange.xid is None:
                 exchange.inner = exchange.purpose.prepare(exchange, now)
                 exchange.xid = core.next_xid()
                 self._by_xid[exchange.xid] = exchange
@@ -234,10 +235,10 @@ class Initiator:
         event = Event.EXHAUSTED if exhausted else Event.TIMEOUT
         exchange.timer = core.timers.at(now + wait, lambda then: self._step(exchange, event, then))
 
-    def _acknowledge(self, exchange: Exchange, ticket: Ticket) -> None:
+    def _acknowledge(self, exchange: Exchange, xid: int, ticket: Ticket) -> None:
         """RFC 4430 §3.2: always, even if the responder is believed to be in error."""
         proof = kink.ApReq(self._core.epoch, ticket.authenticate().ap_req)
-        datagram = seal(MessageType.ACK, exchange.xid, proof, (), ticket.key)
+        datagram = seal(MessageType.ACK, xid, proof, (), ticket.key)
         self._core.send(datagram, exchange.path)
 
 

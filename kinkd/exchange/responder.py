@@ -70,10 +70,11 @@ class Responder:
             host = self._bind(command.ticket, path)
             peer = self._core.peer(host)
             self._lifecycle.epoch_claimed(peer, path, command.epoch, now)
-            repeated = peer.answered.get((command.epoch, command.xid))
+            repeated = peer.recall(command.epoch, command.xid)
             if repeated is not None:
                 self._core.counters["repeated-command"] += 1
                 return repeated
+            peer.make_room(now)
             inner = self._carry_out(command, peer, path, now)
         except PeerError as error:
             inner = _error_payloads(error)
@@ -84,7 +85,7 @@ class Responder:
         except KernelError as error:
             self._core.kernel_refused(error)
             return (kink.KinkError(KinkErrorCode.INTERR),)
-        peer.remember(command.epoch, command.xid, inner)
+        peer.remember(command.epoch, command.xid, inner, now)
         return inner
 
     def _bind(self, ticket: OpenedTicket, path: Path) -> Host:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kinkd.errors import PeerError
 from kinkd.exchange.effects import Path, Send
 from kinkd.exchange.pairs import Role
 from kinkd.exchange.timing import TRANSACTION_SECONDS
@@ -270,6 +271,71 @@ def test_a_hard_expiry_takes_the_other_half_with_it() -> None:
     assert not world["alice"].journal
 
 
+def test_leaving_ends_what_is_under_way_and_a_late_answer_puts_nothing_back() -> None:
+    world = World()
+    world.acquire("alice", "bob")
+    world["alice"].endpoint.stop_creating(world.now)
+    world.settle()
+    assert not world["alice"].kernel.states()
+    world.run(10.0)
+    assert_empty(world)  # bob was told that alice has no use for his half
+    addresses = world["alice"].address, world["bob"].address
+    with pytest.raises(PeerError, match="closing"):
+        world["alice"].endpoint.initiate(*addresses, world.now, lambda *_: None)
+
+
+def test_a_withheld_retransmission_does_not_key_a_deleted_pair_again() -> None:
+    world = World()
+    world.acquire("alice", "bob")
+    first = world.wire.popleft()
+    world.advance(0.6)
+    withheld = world.wire.popleft()
+    world.deliver(first)
+    world.run()
+    world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
+    world.settle()
+    world.run(5.0)
+    assert_empty(world)
+    for restarted in (False, True):
+        if restarted:
+            world.restart("bob")
+        world.deliver(withheld)
+        assert not world["bob"].kernel.states()
+        counters = world["bob"].endpoint.counters
+        assert counters.get("drop.stale-command", 0) + counters.get("drop.replay", 0) == 1
+
+
+def test_an_exchange_without_an_xid_takes_none_from_another() -> None:
+    world = World((ALICE, BOB, CAROL))
+    world["alice"].kdc_up = False
+    world.acquire("alice", "carol")
+    world.run(25.0)
+    world["alice"].kdc_up = True
+    world["alice"].endpoint.ticket_ready(
+        BOB.service, world["alice"].tickets.fetch(BOB.service), world.now
+    )
+    world.keys.pop(CAROL.service)
+    world.acquire("alice", "bob")
+    held = list(world.wire)
+    world.wire.clear()
+    assert [kink.header(send.datagram).xid for send in held] == [0]
+    world.run(6.0, pass_on=lambda _: [])  # carol's attempt ends without ever having been sent
+    for send in held:
+        world.deliver(send)
+    world.run()
+    assert len(world["alice"].endpoint.pairs) == 1
+
+
+def test_a_rekey_that_joins_a_running_create_still_ends_the_old_pair() -> None:
+    world = keyed()
+    (old,) = world["alice"].endpoint.pairs
+    world.acquire("alice", "bob")
+    world["alice"].endpoint.kernel_event(Expire(old.outbound, old.reqid, hard=False), world.now)
+    world.settle()
+    world.run(20.0)
+    assert_keyed_once(world)
+
+
 def test_after_lost_events_what_the_kernel_lacks_is_given_up() -> None:
     world = keyed()
     (pair,) = world["alice"].endpoint.pairs
@@ -319,7 +385,7 @@ def test_a_restart_keeps_pairs_and_uses_no_xid_again() -> None:
 
 def test_a_daemon_that_takes_leave_makes_no_new_sa() -> None:
     world = keyed()
-    world["alice"].endpoint.stop_creating()
+    world["alice"].endpoint.stop_creating(world.now)
     world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
     world.settle()
     world.run(10.0)

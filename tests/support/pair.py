@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import FetchTicket, ForgetPair, Path, RecordPair, Report, Send
 from kinkd.exchange.endpoint import Endpoint
-from kinkd.exchange.pairs import SaPair
+from kinkd.exchange.pairs import Role, SaPair
 from kinkd.kerberos import etypes
 from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.kerberos.offline import OfflineAcceptor, OfflineTicketSource
@@ -77,6 +77,7 @@ class Node:
     acceptor: OfflineAcceptor
     reports: list[Report] = field(default_factory=list)
     journal: dict[tuple[IPAddress, int], SaPair] = field(default_factory=dict)
+    answered: list[tuple[str, int, int]] = field(default_factory=list)
     kdc_up: bool = True
 
     @property
@@ -133,7 +134,8 @@ class World:
         else:
             node = self._alive(old.host, old.endpoint.epoch, 512, old.kernel)
             node.endpoint.adopt(old.journal.values())
-            node.journal = dict(old.journal)
+            node.endpoint.recall(old.answered, self.now)
+            node.journal, node.answered = dict(old.journal), list(old.answered)
         self.nodes[name] = node
         return node
 
@@ -163,7 +165,7 @@ class World:
             case Send():
                 self.wire.append(command)
                 self.sent.append(command)
-            case FetchTicket(server) if node.kdc_up:
+            case FetchTicket(server) if node.kdc_up and server in self.keys:
                 ticket = node.tickets.fetch(server)
                 node.endpoint.ticket_ready(server, ticket, self.now)
             case FetchTicket(server):
@@ -172,6 +174,8 @@ class World:
                 node.journal[pair.local, pair.inbound_spi] = pair
             case ForgetPair(pair):
                 node.journal.pop((pair.local, pair.inbound_spi), None)
+                if pair.role is Role.RESPONDER:
+                    node.answered.append((pair.host, pair.epoch, pair.xid))
             case Report():
                 node.reports.append(command)
             case _:

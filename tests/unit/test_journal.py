@@ -149,6 +149,26 @@ def test_a_half_pair_goes_and_with_the_last_sa_the_epoch_changes(tmp_path: Path)
     assert not journal.pairs()
 
 
+def test_a_half_pair_beside_a_whole_one_is_named_so_that_its_peer_can_be_told(
+    tmp_path: Path,
+) -> None:
+    kernel, journal = MemoryKernel(), journal_of(tmp_path, pair(), pair(0x2000))
+    install(kernel, pair())
+    install(kernel, pair(0x2000), outbound=False)
+    found = recovery.recover(kernel, journal, OWNERSHIP)
+    assert (found.pairs, found.lost) == ((pair(),), (pair(0x2000),))
+    assert found.epoch == 500
+
+
+def test_a_create_whose_pair_ended_is_remembered(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path)
+    theirs = replace(pair(), role=Role.RESPONDER)
+    for each in (pair(), theirs):
+        journal.record(each)
+        journal.forget(each)
+    assert Journal(tmp_path / "journal.db").answered() == [(theirs.host, theirs.epoch, theirs.xid)]
+
+
 def test_an_sa_of_our_block_that_nobody_claims_goes(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path)
     install(kernel, pair())

@@ -1,0 +1,141 @@
+"""What an administrator asks by kinkctl, carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from kinkd.app import recovery, views
+from kinkd.app.control import Arguments, Handler
+from kinkd.app.logs import log
+from kinkd.errors import LocalError, PeerError
+from kinkd.exchange.endpoint import Endpoint
+from kinkd.exchange.pairs import SaPair
+from kinkd.kernel.port import Kernel
+from kinkd.model import Host, IPAddress
+from kinkd.policy.match import HostPolicy
+
+_DELETE_PATIENCE = 5.0  # seconds that shutdown waits for peers to answer a DELETE
+_LAST_WORDS = 0.05  # seconds for the answer to go out before the loop ends
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the operator needs of the daemon.
+
+    ``now`` is the core's clock; ``carry_out`` does what the core wants done; ``deafen`` stops
+    listening to network and kernel; ``stop`` ends the daemon.
+    """
+
+    endpoint: Endpoint
+    kernel: Kernel
+    ownership: recovery.Ownership
+    negotiations: Iterable[dict[str, object]]
+    now: Callable[[], float]
+    carry_out: Callable[[], None]
+    deafen: Callable[[], None]
+    stop: Callable[[], None]
+
+
+class Operator:
+    """The handlers of the control protocol."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._endpoint = services.endpoint
+        self._started = time.monotonic()
+
+    def handlers(self) -> dict[str, Handler]:
+        """By the name of the command."""
+        return {
+            "status": self._status,
+            "sas": self._sas,
+            "peers": self._peers,
+            "initiate": self._initiate,
+            "terminate": self._terminate,
+            "shutdown": self._shutdown,
+        }
+
+    @property
+    def _policy(self) -> HostPolicy:
+        return self._endpoint.policy
+
+    async def _status(self, _: Arguments) -> dict[str, object]:
+        return views.status(self._endpoint, list(self._services.negotiations), self._started)
+
+    async def _sas(self, _: Arguments) -> dict[str, object]:
+        return views.sas(self._endpoint, self._services.kernel)
+
+    async def _peers(self, _: Arguments) -> dict[str, object]:
+        return views.peers(self._endpoint)
+
+    async def _initiate(self, arguments: Arguments) -> dict[str, object]:
+        host = self._host(arguments)
+        pairs = [(lo, re) for lo, re, p in self._policy.protections if p.peer.name == host.name]
+        if not pairs:
+            raise LocalError(f"no rule of the policy protects traffic with {host.name}")
+        results = await asyncio.gather(*(self._create(local, remote) for local, remote in pairs))
+        return {"peer": host.name, "pairs": results}
+
+    async def _create(self, local: IPAddress, remote: IPAddress) -> dict[str, object]:
+        done: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
+
+        def ended(pair: SaPair | None, reason: str, _: float) -> None:
+            if done.done():  # whoever asked is gone
+                return
+            row = {"local": str(local), "remote": str(remote), "ok": pair is not None}
+            done.set_result(row if pair is not None else {**row, "reason": reason})
+
+        try:
+            self._endpoint.initiate(local, remote, self._services.now(), ended)
+        except PeerError as error:
+            raise LocalError(str(error)) from error
+        self._services.carry_out()
+        return await done
+
+    async def _terminate(self, arguments: Arguments) -> dict[str, object]:
+        host = self._host(arguments)
+        return {"peer": host.name, "sas": await self._delete([host])}
+
+    async def _delete(self, hosts: Iterable[Host]) -> int:
+        """Send DELETE for all pairs with these hosts, and wait until it is over."""
+        over: list[asyncio.Event] = []
+        count = 0
+        for host in hosts:
+            event = asyncio.Event()
+            over.append(event)
+            count += self._endpoint.terminate(host, self._services.now(), _setter(event))
+        self._services.carry_out()
+        await asyncio.gather(*(event.wait() for event in over))
+        return count
+
+    async def _shutdown(self, arguments: Arguments) -> dict[str, object]:
+        deleted = 0
+        if arguments.get("delete"):
+            self._endpoint.stop_creating(self._services.now())
+            deleted = len(self._endpoint.pairs)
+            try:
+                async with asyncio.timeout(_DELETE_PATIENCE):
+                    await self._delete(self._policy.peers)
+            except TimeoutError:
+                log(logging.WARNING, "delete-unanswered")
+            # Nothing that arrives now may put back what is taken away.
+            self._services.deafen()
+            recovery.remove_everything(self._services.kernel, self._services.ownership)
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._services.stop)
+        return {"deleted": deleted}
+
+    def _host(self, arguments: Arguments) -> Host:
+        name = str(arguments.get("peer", ""))
+        host = self._policy.host_by_name(name)
+        if host is None:
+            known = ", ".join(peer.name for peer in self._policy.peers)
+            raise LocalError(f"no host {name!r} in the policy; there are {known}")
+        return host
+
+
+def _setter(event: asyncio.Event) -> Callable[[float], None]:
+    return lambda _: event.set()

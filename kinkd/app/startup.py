@@ -1,0 +1,134 @@
+"""Everything that must be right before the daemon claims to be ready, in the order that a second
+daemon, started by mistake beside a living one, fails before it has touched anything."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+
+from kinkd.app import recovery
+from kinkd.app.config import Config
+from kinkd.app.journal import Journal
+from kinkd.app.logs import log
+from kinkd.errors import KernelError, LocalError
+from kinkd.exchange.core import Start
+from kinkd.exchange.endpoint import Endpoint
+from kinkd.kerberos.gss import GssAcceptor
+from kinkd.kernel.port import Kernel
+from kinkd.model import Suite
+from kinkd.policy.match import HostPolicy
+
+_REPLAY_CACHE_BIRTH = "replay-cache-birth"
+_LARVAL_DROP = Path("/proc/sys/net/core/xfrm_larval_drop")
+
+
+def lock_state(directory: Path) -> int:
+    """Take the state directory for this process alone; the lock ends with the descriptor.
+
+    Raises:
+        LocalError: another kinkd has it, or it is not there.
+    """
+    path = directory / "lock"
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise LocalError(
+            f"the state directory {directory} cannot be used: {error.strerror}; "
+            "is it there and writable for this user?"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise LocalError(f"another kinkd uses the state directory {directory}") from None
+    return descriptor
+
+
+def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal) -> Endpoint:
+    """The endpoint, with all that an earlier life left behind.
+
+    Raises:
+        LocalError: keytab, replay cache, journal, or a kernel without ESP.
+    """
+    _check_socket_directory(config.control_socket)
+    replay_cache = config.state_directory / "rcache"
+    birth = _replay_cache_birth(journal, replay_cache)
+    acceptor = GssAcceptor(str(config.keytab), str(replay_cache), birth)
+    families: set[int] = {local.version for local, _, _ in policy.protections}
+    suites = {family: _probe(kernel, policy, family) for family in families}
+    _set_larval_drop()
+    ownership = recovery.Ownership(config.reqids, config.priorities)
+    recovery.install_policies(kernel, policy, ownership)
+    recovered = recovery.recover(kernel, journal, ownership)
+    start = Start(recovered.epoch, recovered.first_xid, suites, secrets.token_bytes)
+    endpoint = Endpoint(policy, kernel, acceptor, start)
+    now = time.monotonic()
+    endpoint.set_posix(time.time() - now)
+    endpoint.adopt(recovered.pairs)
+    endpoint.recall(journal.answered(), now)
+    endpoint.disown(recovered.lost, now)
+    log(
+        logging.INFO,
+        "recovered",
+        epoch=recovered.epoch,
+        adopted=len(recovered.pairs),
+        lost=len(recovered.lost),
+        removed=recovered.removed,
+    )
+    return endpoint
+
+
+def _check_socket_directory(path: Path) -> None:
+    """The control socket is made last; that it can be made is found out first."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise LocalError(
+            f"the control socket {path} cannot be made: {path.parent} is not there or not "
+            "writable for this user"
+        )
+
+
+def _replay_cache_birth(journal: Journal, path: Path) -> float:
+    """Authenticators from before the replay cache's birth may be replays: they are refused."""
+    birth = journal.meta(_REPLAY_CACHE_BIRTH)
+    if birth is None or not path.exists():
+        birth = int(time.time())
+        journal.set_meta(_REPLAY_CACHE_BIRTH, birth)
+    return float(birth)
+
+
+def _probe(kernel: Kernel, policy: HostPolicy, family: int) -> frozenset[str]:
+    """The suites of the policy that this kernel has; none at all: we cannot serve."""
+    wanted: dict[str, Suite] = {}
+    for _, _, protection in policy.protections:
+        wanted.update((suite.name, suite) for suite in protection.profile.suites)
+    known: set[str] = set()
+    refusal = ""
+    for name, suite in wanted.items():
+        try:
+            kernel.probe(suite, family)
+            known.add(name)
+        except KernelError as error:
+            refusal = str(error)
+            log(logging.WARNING, "suite-unavailable", suite=name, family=family, reason=refusal)
+    if wanted and not known:
+        raise LocalError(
+            f"this kernel has no ESP for IPv{family} with any suite of the policy: {refusal}"
+        )
+    return frozenset(known)
+
+
+def _set_larval_drop() -> None:
+    """Have the kernel hold the first packets instead of dropping them, if we may say so."""
+    try:
+        if _LARVAL_DROP.read_text().strip() != "0":
+            _LARVAL_DROP.write_text("0")
+    except OSError:
+        log(
+            logging.WARNING,
+            "larval-drop",
+            hint="packets are lost while an SA is made: sysctl net.core.xfrm_larval_drop=0",
+        )
