@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from kinkd.app import addresses
 from kinkd.app import config as configuration
 from kinkd.app.config import Config
 from kinkd.errors import KinkdError, LocalError
@@ -41,7 +42,8 @@ def check(path: Path | str) -> tuple[int, str]:
         "",
         *_entries(host),
     ]
-    lines += [f"warning: {warning}" for warning in policy.warnings]
+    warnings = [*policy.warnings, *addresses.missing(host.me.addresses)]
+    lines += [f"warning: {warning}" for warning in warnings]
     return GOOD, "\n".join(lines)
 
 
@@ -70,7 +72,11 @@ def _keys(path: Path, me: Host) -> list[str]:
     held = {entry.principal for entry in entries}
     for principal in (me.service, me.client):
         if principal not in held:
-            raise LocalError(f"keytab {path}: no key for {principal}; add one (ktadd, net ads)")
+            others = ", ".join(sorted(map(str, held))) or "nothing"
+            raise LocalError(
+                f"keytab {path}: no key for {principal}; add one (ktadd, net ads): "
+                f"it holds {others}"
+            )
     return [
         f"keytab         {path}",
         *sorted(

@@ -57,7 +57,7 @@ def load(path: Path | str) -> Config:
     root = sources.read_trusted(str(path)).root.table(*_SECTIONS)
     name = root.item("host", {}).table("name").optional("name")
     kerberos = root.item("kerberos", {}).table("keytab", "krb5_config")
-    krb5_config = kerberos.optional("krb5_config")
+    krb5_config = _krb5_config(kerberos.optional("krb5_config"))
     policy = root.item("policy", {}).table("file")
     state = root.item("state", {}).table("directory")
     control = root.item("control", {}).table("socket")
@@ -66,8 +66,8 @@ def load(path: Path | str) -> Config:
     return Config(
         path=Path(path),
         host=None if name is None else name.string(),
-        keytab=_keytab(kerberos.item("keytab", "/etc/krb5.keytab")),
-        krb5_config=None if krb5_config is None else Path(krb5_config.file()),
+        keytab=_keytab(kerberos.item("keytab", "/etc/kinkd/kinkd.keytab")),
+        krb5_config=krb5_config,
         policy_file=Path(policy.item("file", "policy.toml").file()),
         state_directory=Path(state.item("directory", "/var/lib/kinkd").file()),
         control_socket=_socket(control.item("socket", "/run/kinkd/control.sock")),
@@ -131,6 +131,15 @@ def _keytab(item: Item) -> Path:
     if ":" in item.string().partition("/")[0]:
         raise item.error("write the path of the keytab alone, without a type")
     return Path(item.file())
+
+
+def _krb5_config(item: Item | None) -> Path | None:
+    if item is None:
+        return None
+    path = Path(item.file())
+    if not os.access(path, os.R_OK):
+        raise item.error(f"{path} cannot be read; libkrb5 would go on without a realm")
+    return path
 
 
 def _socket(item: Item) -> Path:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections import deque
 
-from kinkd.app import hardening, recovery, startup
+from kinkd.app import addresses, hardening, recovery, startup
 from kinkd.app.config import Config, resolve_for_host
 from kinkd.app.control import ControlServer
 from kinkd.app.journal import Journal
@@ -31,7 +31,6 @@ from kinkd.exchange.effects import (
 )
 from kinkd.kerberos.gss import GssTicketSource
 from kinkd.kerberos.port import Ticket
-from kinkd.kernel.socket import XfrmSocket
 from kinkd.model import Principal
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
@@ -49,7 +48,7 @@ class Daemon:
         self._sockets = open_sockets()
         self._journal = Journal(config.state_directory / "journal.db")
         self._unwritten: list[Command] = []  # journal entries that could not be written yet
-        self._kernel = XfrmSocket()
+        self._kernel = startup.open_kernel()
         self._negotiations: deque[dict[str, object]] = deque(maxlen=_NEGOTIATIONS_SHOWN)
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
@@ -227,7 +226,7 @@ def serve(config: Config) -> None:
     """
     realm_policy = sources.load_file(str(config.policy_file))
     policy = resolve_for_host(config, realm_policy)
-    for warning in realm_policy.warnings:
+    for warning in (*realm_policy.warnings, *addresses.missing(policy.me.addresses)):
         log(logging.WARNING, "policy-warning", text=warning)
     if config.krb5_config is not None:
         os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from kinkd.errors import LocalError
-from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.model import Lifetime
 
 _SCHEMA_VERSION = 1
@@ -35,6 +35,7 @@ CREATE TABLE pair (
     created INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     xid INTEGER NOT NULL,
+    fingerprint INTEGER NOT NULL,
     etype INTEGER NOT NULL,
     PRIMARY KEY (local, inbound_spi)
 ) STRICT;
@@ -42,13 +43,14 @@ CREATE TABLE answered (
     host TEXT NOT NULL,
     epoch INTEGER NOT NULL,
     xid INTEGER NOT NULL,
+    fingerprint INTEGER NOT NULL,
     ended INTEGER NOT NULL,
-    PRIMARY KEY (host, epoch, xid)
+    PRIMARY KEY (host, epoch, xid, fingerprint)
 ) STRICT;
 """
 _COLUMNS = (
     "local, inbound_spi, remote, outbound_spi, host, principal, reqid, suite, role, "
-    "seconds, kilobytes, created, epoch, xid, etype"
+    "seconds, kilobytes, created, epoch, xid, fingerprint, etype"
 )
 
 
@@ -90,7 +92,7 @@ class Journal:
     def record(self, pair: SaPair) -> None:
         """Remember a live pair. It outlives the process; with the machine the SAs go as well."""
         self._execute(
-            f"INSERT OR REPLACE INTO pair ({_COLUMNS}) VALUES ({', '.join('?' * 15)})",  # noqa: S608  # constants only
+            f"INSERT OR REPLACE INTO pair ({_COLUMNS}) VALUES ({', '.join('?' * 16)})",  # noqa: S608  # constants only
             str(pair.local),
             pair.inbound_spi,
             str(pair.remote),
@@ -105,6 +107,7 @@ class Journal:
             pair.created,
             pair.epoch,
             pair.xid,
+            pair.fingerprint,
             pair.etype,
         )
 
@@ -112,10 +115,9 @@ class Journal:
         """The pair is gone; the CREATE of a peer that made it is remembered a while longer."""
         if pair.role is Role.RESPONDER:
             self._execute(
-                "INSERT OR REPLACE INTO answered VALUES (?, ?, ?, unixepoch())",
+                "INSERT OR REPLACE INTO answered VALUES (?, ?, ?, ?, unixepoch())",
                 pair.host,
-                pair.epoch,
-                pair.xid,
+                *pair.command,
             )
             self._execute("DELETE FROM answered WHERE ended < unixepoch() - ?", _ANSWERED_SECONDS)
         self._execute(
@@ -124,13 +126,13 @@ class Journal:
             pair.inbound_spi,
         )
 
-    def answered(self) -> list[tuple[str, int, int]]:
-        """(host, EPOCH, XID) of the CREATEs whose pairs were forgotten lately."""
+    def answered(self) -> list[tuple[str, CommandId]]:
+        """The CREATEs, by host, whose pairs were forgotten lately."""
         rows = self._execute(
-            "SELECT host, epoch, xid FROM answered WHERE ended >= unixepoch() - ?",
+            "SELECT host, epoch, xid, fingerprint FROM answered WHERE ended >= unixepoch() - ?",
             _ANSWERED_SECONDS,
         )
-        return [(host, epoch, xid) for host, epoch, xid in rows]
+        return [(host, CommandId(*command)) for host, *command in rows]
 
     def pairs(self) -> list[SaPair]:
         """Every pair that was recorded and not forgotten."""
@@ -150,6 +152,7 @@ class Journal:
                 created=created,
                 epoch=epoch,
                 xid=xid,
+                fingerprint=fingerprint,
                 etype=etype,
             )
             for (
@@ -167,6 +170,7 @@ class Journal:
                 created,
                 epoch,
                 xid,
+                fingerprint,
                 etype,
             ) in rows
         ]

@@ -133,7 +133,7 @@ class Operator:
         host = self._policy.host_by_name(name)
         if host is None:
             known = ", ".join(peer.name for peer in self._policy.peers)
-            raise LocalError(f"no host {name!r} in the policy; there are {known}")
+            raise LocalError(f"{name!r} is no peer's name in the policy; there are {known}")
         return host
 
 

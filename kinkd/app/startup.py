@@ -3,6 +3,7 @@ daemon, started by mistake beside a living one, fails before it has touched anyt
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -19,6 +20,7 @@ from kinkd.exchange.core import Start
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.kerberos.gss import GssAcceptor
 from kinkd.kernel.port import Kernel
+from kinkd.kernel.socket import XfrmSocket
 from kinkd.model import Suite
 from kinkd.policy.match import HostPolicy
 
@@ -46,6 +48,24 @@ def lock_state(directory: Path) -> int:
         os.close(descriptor)
         raise LocalError(f"another kinkd uses the state directory {directory}") from None
     return descriptor
+
+
+def open_kernel() -> XfrmSocket:
+    """The kernel's SA and policy databases.
+
+    Raises:
+        LocalError: without CAP_NET_ADMIN.
+        KernelError: a kernel without XFRM.
+    """
+    try:
+        return XfrmSocket()
+    except KernelError as error:
+        if error.errno != errno.EPERM:
+            raise
+        raise LocalError(
+            "the kernel's SAs and policies need CAP_NET_ADMIN: run kinkd by its systemd unit, "
+            "or as root"
+        ) from None
 
 
 def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal) -> Endpoint:
@@ -105,20 +125,21 @@ def _probe(kernel: Kernel, policy: HostPolicy, family: int) -> frozenset[str]:
     wanted: dict[str, Suite] = {}
     for _, _, protection in policy.protections:
         wanted.update((suite.name, suite) for suite in protection.profile.suites)
-    known: set[str] = set()
-    refusal = ""
+    refused: dict[str, KernelError] = {}
     for name, suite in wanted.items():
         try:
             kernel.probe(suite, family)
-            known.add(name)
         except KernelError as error:
-            refusal = str(error)
-            log(logging.WARNING, "suite-unavailable", suite=name, family=family, reason=refusal)
-    if wanted and not known:
+            refused[name] = error
+    if wanted and len(refused) == len(wanted):
+        module = "esp4" if family == 4 else "esp6"
         raise LocalError(
-            f"this kernel has no ESP for IPv{family} with any suite of the policy: {refusal}"
+            f"this kernel has no ESP for IPv{family} with any suite of the policy; try modprobe "
+            f"{module}, or a kernel built with it ({next(iter(refused.values()))})"
         )
-    return frozenset(known)
+    for name, reason in refused.items():
+        log(logging.WARNING, "suite-unavailable", suite=name, family=family, reason=reason)
+    return frozenset(wanted) - frozenset(refused)
 
 
 def _set_larval_drop() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kinkd import __version__
 from kinkd.app import protocol
 from kinkd.cli.tables import duration, octets, table
 from kinkd.errors import KinkdError
@@ -37,8 +38,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="kinkctl", description="Ask and steer the kinkd of this host."
     )
     parser.add_argument(
-        "--socket", default=protocol.DEFAULT_SOCKET, help="control socket (default: %(default)s)"
+        "--socket",
+        default=protocol.DEFAULT_SOCKET,
+        help="control socket, as in kinkd.toml; before the command (default: %(default)s)",
     )
+    parser.add_argument("--version", action="version", version=f"kinkctl {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--json", action="store_true", dest="json_first", help=argparse.SUPPRESS)

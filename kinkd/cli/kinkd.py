@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kinkd import __version__
 from kinkd.errors import DocumentError, KinkdError
 
 EXIT_FAILED = 1
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kinkd", description="Key IPsec by Kerberos (RFC 4430) on this host."
     )
+    parser.add_argument("--version", action="version", version=f"kinkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "serve in the foreground"),

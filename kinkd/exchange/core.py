@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kinkd.errors import KernelError, PeerError
 from kinkd.exchange.effects import Command, Level, Path, Report, ReserveXids, Send
-from kinkd.exchange.pairs import PairTable
+from kinkd.exchange.pairs import CommandId, PairTable
 from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Kernel, SaId
@@ -44,27 +44,28 @@ class Peer:
     epoch: int | None = None  # the last one that was proven, RFC 4430 §3.7
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     ticket: Ticket | None = None
-    _answered: OrderedDict[tuple[int, int], Answered] = field(default_factory=OrderedDict)
+    _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
 
-    def recall(self, epoch: int, xid: int) -> tuple[kink.Payload, ...] | None:
+    def recall(self, command: CommandId) -> tuple[kink.Payload, ...] | None:
         """The answer that a command was given before; None: it is new.
 
         Raises:
             PeerError: "stale-command": the SAs it made have come and gone. To make them again
                 would use their keys twice.
         """
-        answered = self._answered.get((epoch, xid))
+        answered = self._answered.get(command)
         if answered is None:
             return None
         if answered.inner is None:
-            raise PeerError("stale-command", f"XID {xid} was carried out and undone")
+            raise PeerError("stale-command", f"XID {command.xid} was carried out and undone")
         return answered.inner
 
     def remember(
-        self, epoch: int, xid: int, inner: tuple[kink.Payload, ...] | None, now: float
+        self, command: CommandId, inner: tuple[kink.Payload, ...] | None, now: float
     ) -> None:
         """Keep the answer to a command, for the day it is repeated (RFC 4430 §9)."""
-        self._answered[epoch, xid] = Answered(inner, now)
+        self._answered[command] = Answered(inner, now)
+        self._answered.move_to_end(command)  # the oldest stands first
 
     def make_room(self, now: float) -> None:
         """Forget the commands whose time is over.

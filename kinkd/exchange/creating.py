@@ -13,6 +13,7 @@ from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
+from kinkd.kerberos.port import SessionKey
 from kinkd.kernel.port import SaId
 from kinkd.keying.negotiate import Offer, check_optimistic
 from kinkd.model import Lifetime, Protection, Suite
@@ -68,6 +69,7 @@ class Creating:
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Install the outbound SA under the responder's SPI (§3.2 step 5)."""
+        self._created_by_peer = quickmode.holds_association(reply.inner)
         answered = self._read_answer(reply)
         suite, inbound, ticket = self._suite, self._inbound, exchange.ticket
         if suite is None or inbound is None or ticket is None:
@@ -75,6 +77,8 @@ class Creating:
         lifetime = check_optimistic(self._offered(suite), answered)
         pair = self._pair(exchange, reply, answered, suite, lifetime)
         core = self.core
+        if lifetime != self.protection.profile.lifetime:
+            self._shorten(inbound, suite, ticket.key, lifetime)
         material = installing.derive(ticket.key, answered.spi, self._nonce, suite)
         limits = installing.initiator_limits(core, lifetime)
         try:
@@ -88,6 +92,17 @@ class Creating:
         core.emit(RecordPair(pair))
         self._report(exchange, pair, now)
         self.ended(self, exchange.path, pair, now)
+
+    def _shorten(self, inbound: SaId, suite: Suite, key: SessionKey, lifetime: Lifetime) -> None:
+        """The shorter lifetime holds for both SAs (§3.2); of a live one only the limits change."""
+        material = installing.derive(key, inbound.spi, self._nonce, suite)
+        limits = installing.responder_limits(lifetime)
+        try:
+            self.core.kernel.install_inbound(
+                installing.build_sa(inbound, self.protection, suite, material, limits)
+            )
+        finally:
+            material.wipe()
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """Take the optimistic SA back; where the peer made its half, have it removed too."""
@@ -109,7 +124,7 @@ class Creating:
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer made a pair of which we have no half: a black hole, were it left there."""
-        if self._inbound is not None:
+        if self._inbound is not None and quickmode.holds_association(reply.inner):
             self.lifecycle.disown(exchange.peer, exchange.path, self._inbound.spi, now)
 
     def _offered(self, suite: Suite) -> Offer:
@@ -129,7 +144,6 @@ class Creating:
         if len(payloads) != 1:
             raise PeerError("malformed-reply", f"{len(payloads)} KINK_ISAKMP payloads, not one")
         answer = quickmode.read_creation(payloads[0], reply=True)
-        self._created_by_peer = bool(answer.offers)
         if reply.ack_request or answer.nonce is not None:
             raise PeerError("three-message-create", "the responder wants a 3-message exchange")
         if len(answer.offers) != 1:
@@ -162,6 +176,7 @@ class Creating:
             created=int(self.core.posix(exchange.started)),
             epoch=reply.epoch,
             xid=exchange.xid,
+            fingerprint=0,
             etype=exchange.ticket.key.etype,
         )
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kinkd.errors import KernelError, PeerError
+from kinkd.errors import KernelError, LocalError, PeerError
 from kinkd.exchange.core import Core, Start
 from kinkd.exchange.creating import Creating
-from kinkd.exchange.effects import Command, Path
+from kinkd.exchange.effects import Command, Level, Path
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange, Initiator
-from kinkd.exchange.pairs import PairTable, Role, SaPair
+from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun
@@ -98,12 +98,12 @@ class Endpoint:
         for pair in pairs:
             self._core.pairs.add(pair)
 
-    def recall(self, commands: Iterable[tuple[str, int, int]], now: float) -> None:
-        """Know again the CREATEs, by (host, EPOCH, XID), whose pairs an earlier life gave up."""
-        for name, epoch, xid in commands:
+    def recall(self, commands: Iterable[tuple[str, CommandId]], now: float) -> None:
+        """Know again the CREATEs, by host, whose pairs an earlier life gave up."""
+        for name, command in commands:
             host = self._core.policy.host_by_name(name)
             if host is not None:
-                self._core.peer(host).remember(epoch, xid, None, now)
+                self._core.peer(host).remember(command, None, now)
 
     def disown(self, pairs: Iterable[SaPair], now: float) -> None:
         """Tell peers of pairs that did not survive on our side (RFC 4430 §3.3)."""
@@ -138,6 +138,9 @@ class Endpoint:
             core.drop(error, path, now)
             if not is_reply:
                 self._responder.refuse(error, head.xid, path, now)
+        except LocalError as error:  # of ours: an answer that does not fit, a ticket that ended
+            core.counters["internal-error"] += 1
+            core.report(Level.ERROR, "internal-error", peer=path.remote, reason=str(error))
 
     def kernel_event(self, event: KernelEvent, now: float) -> None:
         """The kernel wants an SA, or one came to its end."""
@@ -175,7 +178,12 @@ class Endpoint:
         protection = self._core.policy.protection(local, remote)
         if protection is None:
             raise PeerError("no-policy", f"no rule protects traffic between {local} and {remote}")
-        self._create(protection, Path(local, remote), now, "initiate", ended=ended)
+        # What is there already is replaced: one pair serves an address pair.
+        existing = self._core.pairs.between(local, remote)
+        replaces = existing[-1] if existing else None
+        self._create(
+            protection, Path(local, remote), now, "initiate", replaces=replaces, ended=ended
+        )
 
     def terminate(self, host: Host, now: float, done: Callable[[float], None]) -> int:
         """Delete all pairs with a host; ``done`` is called once it is over. How many there were."""

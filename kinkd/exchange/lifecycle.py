@@ -12,7 +12,7 @@ from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kernel.port import SaId
-from kinkd.wire import isakmp, kink
+from kinkd.wire import grammar, isakmp, kink
 from kinkd.wire.numbers import MessageType, NotifyType
 
 
@@ -44,7 +44,7 @@ class Lifecycle:
         core.emit(ForgetPair(pair))
         host = core.policy.host_by_name(pair.host)
         if pair.role is Role.RESPONDER and host is not None:
-            core.peer(host).remember(pair.epoch, pair.xid, None, now)
+            core.peer(host).remember(pair.command, None, now)
         return True
 
     def delete(
@@ -170,7 +170,9 @@ class Deleting:
 
 
 def _check_deletion(payload: kink.Isakmp) -> None:
-    for part in isakmp.decode(payload):
+    parts = isakmp.decode(payload)
+    grammar.check_quick_mode(MessageType.DELETE, parts, reply=True)
+    for part in parts:
         if isinstance(part, isakmp.Notification) and part.type != NotifyType.INVALID_SPI:
             quickmode.refuse_error_notification(part)
 

@@ -63,6 +63,7 @@ class Exchange:
     outstanding: list[Authenticator] = field(default_factory=list, repr=False)
     sent_at: list[float] = field(default_factory=list)
     timer: Timer | None = None
+    late: bool = False  # a REPLY came after it had failed
     hint: str = ""  # an unproven reason why nothing comes back
 
     @property
@@ -140,9 +141,12 @@ class Initiator:
             raise PeerError("unauthenticated-reply", exchange.hint)
         reply = verify_reply(received, exchange.ticket.key, exchange.outstanding)
         if exchange.over:
-            del self._given_up[xid]
-            self._core.counters["late-reply"] += 1
-            exchange.purpose.late(exchange, reply, now)
+            if reply.ack_request:  # the ACK before may have been lost, RFC 4430 §9
+                self._acknowledge(exchange, xid, exchange.ticket)
+            if not exchange.late:
+                exchange.late = True
+                self._core.counters["late-reply"] += 1
+                exchange.purpose.late(exchange, reply, now)
             return
         exchange.peer.round_trip.sample(now - exchange.sent_at[reply.attempt])
         try:

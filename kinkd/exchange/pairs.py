@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kinkd.kernel.port import SaId
 from kinkd.model import IPAddress, Lifetime
@@ -15,6 +16,17 @@ class Role(enum.Enum):
 
     INITIATOR = "initiator"
     RESPONDER = "responder"
+
+
+class CommandId(NamedTuple):
+    """What tells a repeated command from a new one: an XID alone may come again (RFC 4430 §4).
+
+    ``fingerprint`` is 56 bits of a digest of what the command holds.
+    """
+
+    epoch: int
+    xid: int
+    fingerprint: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,13 @@ class SaPair:
     created: int
     epoch: int  # the peer's, RFC 4430 §3.7
     xid: int
+    fingerprint: int  # of the CREATE, where the peer sent it; else 0
     etype: int
+
+    @property
+    def command(self) -> CommandId:
+        """The CREATE that made the pair."""
+        return CommandId(self.epoch, self.xid, self.fingerprint)
 
     @property
     def inbound(self) -> SaId:
@@ -57,7 +75,7 @@ class PairTable:
     def __init__(self) -> None:
         self._inbound: dict[tuple[IPAddress, int], SaPair] = {}
         self._outbound: dict[tuple[IPAddress, int], SaPair] = {}
-        self._creates: dict[tuple[str, int, int], SaPair] = {}
+        self._creates: dict[tuple[str, CommandId], SaPair] = {}
         self._between: dict[tuple[IPAddress, IPAddress], list[SaPair]] = {}
         self._hosts: dict[str, list[SaPair]] = {}
 
@@ -72,7 +90,7 @@ class PairTable:
         self._inbound[pair.local, pair.inbound_spi] = pair
         self._outbound[pair.remote, pair.outbound_spi] = pair
         if pair.role is Role.RESPONDER:
-            self._creates[pair.host, pair.epoch, pair.xid] = pair
+            self._creates[pair.host, pair.command] = pair
         self._between.setdefault((pair.local, pair.remote), []).append(pair)
         self._hosts.setdefault(pair.host, []).append(pair)
 
@@ -81,7 +99,7 @@ class PairTable:
         if self._inbound.pop((pair.local, pair.inbound_spi), None) is None:
             return False
         del self._outbound[pair.remote, pair.outbound_spi]
-        self._creates.pop((pair.host, pair.epoch, pair.xid), None)
+        self._creates.pop((pair.host, pair.command), None)
         self._between[pair.local, pair.remote].remove(pair)
         self._hosts[pair.host].remove(pair)
         return True
@@ -103,6 +121,6 @@ class PairTable:
         """All pairs of one address pair, the oldest first."""
         return list(self._between.get((local, remote), ()))
 
-    def of_create(self, host: str, epoch: int, xid: int) -> SaPair | None:
-        """The pair that the peer's CREATE of this (host, EPOCH, XID) made, if it lives."""
-        return self._creates.get((host, epoch, xid))
+    def of_create(self, host: str, command: CommandId) -> SaPair | None:
+        """The pair that this CREATE of a peer made, if it lives."""
+        return self._creates.get((host, command))

@@ -107,11 +107,19 @@ def read_creation(payload: kink.Isakmp, *, reply: bool = False) -> Creation:
                 nonce = part.data
             case isakmp.Identification():
                 identities.append(part)
-            case isakmp.Notification():
+            case isakmp.Notification() if reply:
                 refuse_error_notification(part)
             case _:
-                continue
+                continue  # in a request an unknown error type is ignored too, RFC 4430 §5.5
     return Creation(offers, nonce, tuple(identities))
+
+
+def holds_association(payloads: tuple[kink.Payload, ...]) -> bool:
+    """Whether a REPLY tells of an SA: the peer has made its half, whatever else it says."""
+    return any(
+        isinstance(payload, kink.Isakmp) and payload.first == IsakmpPayload.SA
+        for payload in payloads
+    )
 
 
 def refuse_error_notification(part: isakmp.Notification) -> None:
@@ -131,19 +139,22 @@ def _read_offers(association: isakmp.SecurityAssociation) -> tuple[Offer, ...]:
     numbers = [proposal.number for proposal in association.proposals]
     for proposal in association.proposals:
         bundled = numbers.count(proposal.number) > 1  # RFC 2408 §4.2: a logical AND
-        if bundled or proposal.protocol_id != ProtocolId.ESP:
-            continue
+        # What cannot be chosen keeps its place: the first offer is the optimistic one.
+        usable = proposal.protocol_id == ProtocolId.ESP and not bundled
         spi = int.from_bytes(proposal.spi, "big")
-        offers += [_read_transform(proposal.number, spi, t) for t in proposal.transforms]
+        offers += [
+            _read_transform(proposal.number, spi, transform, usable=usable)
+            for transform in proposal.transforms
+        ]
     return tuple(offers)
 
 
-def _read_transform(proposal: int, spi: int, transform: isakmp.Transform) -> Offer:
+def _read_transform(proposal: int, spi: int, transform: isakmp.Transform, *, usable: bool) -> Offer:
     values: dict[int, int] = {}
     life_type: int | None = None
     seconds: int | None = None
     kilobytes: int | None = None
-    readable = True
+    readable = usable
     for attribute in transform.attributes:
         kind, value = attribute.type, attribute.value
         if kind == AttributeClass.LIFE_TYPE:
@@ -191,8 +202,8 @@ def check_identities(
 
 def _address_of(identity: isakmp.Identification) -> IPAddress | None:
     whole = identity.protocol == 0 and identity.port == 0
-    lengths = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
-    if not whole or lengths.get(IdType(identity.id_type)) != len(identity.data):
+    lengths: dict[int, int] = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
+    if not whole or lengths.get(identity.id_type) != len(identity.data):
         return None
     return ip_address(identity.data)
 
@@ -203,18 +214,29 @@ def deletion(spis: tuple[int, ...]) -> kink.Isakmp:
     return isakmp.encode((isakmp.Delete(ProtocolId.ESP, octets),))
 
 
-def read_deletion(payload: kink.Isakmp) -> tuple[int, ...]:
-    """The ESP SPIs that a DELETE names (RFC 4430 §3.3). Raises PeerError where malformed."""
+def read_deletion(payload: kink.Isakmp) -> tuple[tuple[int, bytes], ...]:
+    """The (protocol id, SPI) that a DELETE names (RFC 4430 §3.3). PeerError where malformed."""
     parts = isakmp.decode(payload)
     grammar.check_quick_mode(MessageType.DELETE, parts)
-    spis: list[int] = []
-    for part in parts:
-        if isinstance(part, isakmp.Delete) and part.protocol_id == ProtocolId.ESP:
-            spis += [int.from_bytes(spi, "big") for spi in part.spis]
-    return tuple(spis)
+    deletes = [part for part in parts if isinstance(part, isakmp.Delete)]
+    return tuple((part.protocol_id, spi) for part in deletes for spi in part.spis)
 
 
-def notification(notify: int, data: bytes = b"", spi: int | None = None) -> kink.Isakmp:
+def deletion_answer(
+    ours: tuple[int, ...], unknown: tuple[tuple[int, bytes], ...]
+) -> tuple[kink.Payload, ...]:
+    """One KINK_ISAKMP payload: our inbound SPIs, INVALID-SPI for what we have not (§3.3, §6.4)."""
+    parts: list[isakmp.QuickModePayload] = []
+    if ours:
+        octets = tuple(spi.to_bytes(4, "big") for spi in ours)
+        parts.append(isakmp.Delete(ProtocolId.ESP, octets))
+    parts += [
+        isakmp.Notification(protocol, spi, NotifyType.INVALID_SPI)
+        for protocol, spi in unknown[: grammar.MAX_NOTIFICATIONS]
+    ]
+    return (isakmp.encode(tuple(parts)),) if parts else ()
+
+
+def notification(notify: int, data: bytes = b"") -> kink.Isakmp:
     """A KINK_ISAKMP payload with one Notify (RFC 4430 §5.5)."""
-    octets = b"" if spi is None else spi.to_bytes(4, "big")
-    return isakmp.encode((isakmp.Notification(ProtocolId.ESP, octets, notify, data),))
+    return isakmp.encode((isakmp.Notification(ProtocolId.ESP, b"", notify, data),))

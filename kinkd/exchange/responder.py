@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass, replace
+
 from kinkd.errors import KernelError, Malformed, PeerError, TicketRefused
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import PAIRS_PER_HOST, Core, Peer
 from kinkd.exchange.effects import Level, Path, RecordPair
 from kinkd.exchange.lifecycle import Lifecycle
-from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.exchange.quickmode import Creation
 from kinkd.exchange.timing import TokenBucket
 from kinkd.exchange.verified import VerifiedCommand, accept_command, open_command, seal, unseal
@@ -17,9 +20,20 @@ from kinkd.kernel.port import SaId
 from kinkd.keying.negotiate import Choice, choose
 from kinkd.model import Host, Principal, Protection
 from kinkd.wire import grammar, isakmp, kink
-from kinkd.wire.numbers import KinkErrorCode, MessageType, NotifyType
+from kinkd.wire.numbers import KinkErrorCode, MessageType, NotifyType, ProtocolId
 
 _Inner = tuple[kink.Payload, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A verified command of a known host, opened."""
+
+    command: VerifiedCommand
+    payloads: _Inner
+    id: CommandId
+    peer: Peer
+    path: Path
 
 
 class Responder:
@@ -62,7 +76,7 @@ class Responder:
             self._core.counters["unprotected-answer-withheld"] += 1
             return
         message = kink.Message(MessageType.REPLY, xid, (payload,))
-        self._core.send(kink.encode(message), path)
+        self._core.send(kink.encode(message, protected=False), path)
 
     def _answer(self, command: VerifiedCommand, path: Path, now: float) -> _Inner:
         """What goes into the REPLY: the result, or the error as a payload (RFC 4430 §6.3, §6.4)."""
@@ -70,12 +84,14 @@ class Responder:
             host = self._bind(command.ticket, path)
             peer = self._core.peer(host)
             self._lifecycle.epoch_claimed(peer, path, command.epoch, now)
-            repeated = peer.recall(command.epoch, command.xid)
+            payloads = unseal(command)
+            request = _Request(command, payloads, _fingerprint(command, payloads), peer, path)
+            peer.make_room(now)
+            repeated = peer.recall(request.id)
             if repeated is not None:
                 self._core.counters["repeated-command"] += 1
                 return repeated
-            peer.make_room(now)
-            inner = self._carry_out(command, peer, path, now)
+            inner = self._carry_out(request, now)
         except PeerError as error:
             inner = _error_payloads(error)
             if not inner:
@@ -85,7 +101,7 @@ class Responder:
         except KernelError as error:
             self._core.kernel_refused(error)
             return (kink.KinkError(KinkErrorCode.INTERR),)
-        peer.remember(command.epoch, command.xid, inner, now)
+        peer.remember(request.id, inner, now)
         return inner
 
     def _bind(self, ticket: OpenedTicket, path: Path) -> Host:
@@ -105,22 +121,22 @@ class Responder:
             )
         return host
 
-    def _carry_out(self, command: VerifiedCommand, peer: Peer, path: Path, now: float) -> _Inner:
-        match command.type:
+    def _carry_out(self, request: _Request, now: float) -> _Inner:
+        match request.command.type:
             case MessageType.CREATE:
-                return self._create(command, peer, path, now)
+                return self._create(request, now)
             case MessageType.DELETE:
-                return self._delete(command, peer, path, now)
+                return self._delete(request, now)
             case MessageType.STATUS:
-                _read_status(command)
+                _read_status(request.payloads)
                 self._core.counters["status.answered"] += 1
                 return ()
             case _:
-                raise Malformed(f"{command.type.name} is no command")
+                raise Malformed(f"{request.command.type.name} is no command")
 
-    def _create(self, command: VerifiedCommand, peer: Peer, path: Path, now: float) -> _Inner:
+    def _create(self, request: _Request, now: float) -> _Inner:
         """RFC 4430 §3.2 step 3: both SAs, then the REPLY."""
-        core = self._core
+        core, peer, path = self._core, request.peer, request.path
         if core.closing:
             raise PeerError(
                 "closing", "this daemon is leaving", notify=NotifyType.NO_PROPOSAL_CHOSEN
@@ -132,9 +148,9 @@ class Responder:
                 f"no rule protects traffic with {path.remote}",
                 notify=NotifyType.NO_PROPOSAL_CHOSEN,
             )
-        request = _read_request(command, path)
+        wanted = _read_creation(request)
         suites = core.suites(protection.profile, path.remote)
-        choice = choose(request.offers, suites, protection.mode, protection.profile.lifetime)
+        choice = choose(wanted.offers, suites, protection.mode, protection.profile.lifetime)
         if not choice.optimistic:
             # A 3-message CREATE would be the answer; until then the peer is told plainly.
             raise PeerError(
@@ -142,11 +158,11 @@ class Responder:
                 "only another than the first proposal is allowed by the policy",
                 notify=NotifyType.NO_PROPOSAL_CHOSEN,
             )
-        repeated = core.pairs.of_create(peer.host.name, command.epoch, command.xid)
+        repeated = core.pairs.of_create(peer.host.name, request.id)
         if repeated is not None:
             return _reply_creation(repeated.inbound_spi, choice, protection)
         self._check_spi(choice.offer.spi, peer, path)
-        pair = self._install(command, request, choice, protection, path, now)
+        pair = self._install(request, wanted.nonce or b"", choice, protection, now)
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
         core.counters["create.answered"] += 1
@@ -181,15 +197,14 @@ class Responder:
 
     def _install(
         self,
-        command: VerifiedCommand,
-        request: Creation,
+        request: _Request,
+        nonce: bytes,
         choice: Choice,
         protection: Protection,
-        path: Path,
         now: float,
     ) -> SaPair:
-        core, key = self._core, command.ticket.key
-        nonce = request.nonce or b""
+        core, command, path = self._core, request.command, request.path
+        key = command.ticket.key
         spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
         pair = SaPair(
             host=protection.peer.name,
@@ -205,6 +220,7 @@ class Responder:
             created=int(core.posix(now)),
             epoch=command.epoch,
             xid=command.xid,
+            fingerprint=request.id.fingerprint,
             etype=key.etype,
         )
         limits = installing.responder_limits(choice.lifetime)
@@ -228,17 +244,20 @@ class Responder:
             raise
         return pair
 
-    def _delete(self, command: VerifiedCommand, peer: Peer, path: Path, now: float) -> _Inner:
+    def _delete(self, request: _Request, now: float) -> _Inner:
         """RFC 4430 §3.3: both SAs go, and the REPLY names our inbound ones."""
+        peer, path = request.peer, request.path
         ours: list[int] = []
-        unknown: list[int] = []
-        for payload in unseal(command):
+        unknown: list[tuple[int, bytes]] = []
+        for payload in request.payloads:
             if not isinstance(payload, kink.Isakmp):
                 continue
-            for spi in quickmode.read_deletion(payload):
-                pair = self._core.pairs.by_outbound(path.remote, spi)
+            for protocol, spi in quickmode.read_deletion(payload):
+                pair = None
+                if protocol == ProtocolId.ESP:
+                    pair = self._core.pairs.by_outbound(path.remote, int.from_bytes(spi, "big"))
                 if pair is None or pair.host != peer.host.name:
-                    unknown.append(spi)
+                    unknown.append((protocol, spi))
                 else:
                     ours.append(pair.inbound_spi)
                     self._lifecycle.retire(pair, now, grace=peer.round_trip.grace())
@@ -247,34 +266,41 @@ class Responder:
             self._core.report(
                 Level.INFO, "sa-deleted", peer=peer.host.name, role="responder", sas=len(ours)
             )
-        inner = [quickmode.deletion(tuple(ours))] if ours else []
-        inner += [quickmode.notification(NotifyType.INVALID_SPI, spi=spi) for spi in unknown]
-        return tuple(inner)
+        return quickmode.deletion_answer(tuple(ours), tuple(unknown))
 
 
-def _read_request(command: VerifiedCommand, path: Path) -> Creation:
-    payloads = [part for part in unseal(command) if isinstance(part, kink.Isakmp)]
+def _fingerprint(command: VerifiedCommand, payloads: _Inner) -> CommandId:
+    """What a retransmission repeats: EPOCH, XID, type, and every octet but the authenticator."""
+    digest = hashlib.sha256(bytes((command.type,)) + kink.encode_inner(payloads)).digest()
+    return CommandId(command.epoch, command.xid, int.from_bytes(digest[:7]))
+
+
+def _read_creation(request: _Request) -> Creation:
+    payloads = [part for part in request.payloads if isinstance(part, kink.Isakmp)]
     if len(payloads) != 1:
         raise PeerError(
             "several-operations",
             f"{len(payloads)} KINK_ISAKMP payloads, one is supported",
             notify=NotifyType.PAYLOAD_MALFORMED,
         )
-    request = quickmode.read_creation(payloads[0])
-    quickmode.check_identities(request.identities, path.remote, path.local)
-    return request
+    wanted = quickmode.read_creation(payloads[0])
+    quickmode.check_identities(wanted.identities, request.path.remote, request.path.local)
+    return wanted
 
 
-def _read_status(command: VerifiedCommand) -> None:
+def _read_status(payloads: _Inner) -> None:
     """Its notifications must be readable; those we do not know are ignored (RFC 4430 §5.5)."""
-    for payload in unseal(command):
+    for payload in payloads:
         if isinstance(payload, kink.Isakmp):
             grammar.check_quick_mode(MessageType.STATUS, isakmp.decode(payload))
 
 
 def _reply_creation(spi: int, choice: Choice, protection: Protection) -> _Inner:
     """The chosen proposal under its own numbers, with our SPI (RFC 2409 §5.5)."""
-    proposal = quickmode.propose(choice.suite, protection.mode, choice.lifetime, spi)
+    lifetime = choice.lifetime
+    if choice.offer.lifetime.kilobytes is None:  # what was not offered is not answered
+        lifetime = replace(lifetime, kilobytes=None)
+    proposal = quickmode.propose(choice.suite, protection.mode, lifetime, spi)
     transform = proposal.transforms[0]
     echoed = isakmp.Transform(choice.offer.transform, transform.transform_id, transform.attributes)
     chosen = isakmp.Proposal(choice.offer.proposal, proposal.protocol_id, proposal.spi, (echoed,))

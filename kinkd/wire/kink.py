@@ -193,16 +193,17 @@ def decode(datagram: bytes) -> Received:
     return Received(message, signed, checksum)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, *, protected: bool = True) -> bytes:
     """The part of a message that get_mic runs over: Length without Cksum, CksumLen zero (§4).
 
-    Sent as it is, it is an unauthenticated message.
+    With ``protected`` false it is a whole, unauthenticated message: no Cksum follows that would
+    have to be aligned.
 
     Raises:
         LocalError: it does not fit the 16 bits of a length field.
     """
     first, chain = _write_chain(message.payloads)
-    octets = HEADER_OCTETS + len(chain) + -len(chain) % 4
+    octets = HEADER_OCTETS + len(chain) + (-len(chain) % 4 if protected else 0)
     _fit(octets, "a KINK message")
     head = _HEADER.pack(
         message.type,

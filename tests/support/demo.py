@@ -260,8 +260,8 @@ def _agrees(host: Host) -> bool:
 
 def _blocks(text: str) -> tuple[list[str], list[str]]:
     """Of a decoded capture the lines of the first two KINK messages and of two ESP packets."""
-    blocks = re.split(r"^(?=\s*\+\d)", text, flags=re.MULTILINE)
-    kink = [block for block in blocks if re.match(r"\s*\+\S+ \S+ port 910 > \S+ port 910 ", block)]
+    blocks = re.split(r"^(?=\+\d)", text, flags=re.MULTILINE)
+    kink = [block for block in blocks if re.match(r"\+\S+ s \S+ port 910 > \S+ port 910 ", block)]
     esp = [block.rstrip() for block in blocks if " ESP spi " in block.split("\n")[0]]
     return "".join(kink[:2]).splitlines(), esp[:2]
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import FetchTicket, ForgetPair, Path, RecordPair, Report, Send
 from kinkd.exchange.endpoint import Endpoint
-from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.kerberos import etypes
 from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.kerberos.offline import OfflineAcceptor, OfflineTicketSource
@@ -77,7 +77,7 @@ class Node:
     acceptor: OfflineAcceptor
     reports: list[Report] = field(default_factory=list)
     journal: dict[tuple[IPAddress, int], SaPair] = field(default_factory=dict)
-    answered: list[tuple[str, int, int]] = field(default_factory=list)
+    answered: list[tuple[str, CommandId]] = field(default_factory=list)
     kdc_up: bool = True
 
     @property
@@ -175,7 +175,7 @@ class World:
             case ForgetPair(pair):
                 node.journal.pop((pair.local, pair.inbound_spi), None)
                 if pair.role is Role.RESPONDER:
-                    node.answered.append((pair.host, pair.epoch, pair.xid))
+                    node.answered.append((pair.host, pair.command))
             case Report():
                 node.reports.append(command)
             case _:

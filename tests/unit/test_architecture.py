@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "kerberos",
         "kernel",
     },
-    "cli": {"errors", "cli", "app", "decode", "kerberos.keytab"},
+    "cli": {"__version__", "errors", "cli", "app", "decode", "kerberos.keytab"},
 }
 
 MODULES = sorted(

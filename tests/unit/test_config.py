@@ -41,7 +41,7 @@ def keytab(path: Path, *components: bytes) -> None:
 def test_an_empty_configuration_means_the_defaults(tmp_path: Path) -> None:
     found = config.load(write(tmp_path, ""))
     assert found.host is None
-    assert found.keytab == Path("/etc/krb5.keytab")
+    assert found.keytab == Path("/etc/kinkd/kinkd.keytab")
     assert found.policy_file == tmp_path / "policy.toml"
     assert found.state_directory == Path("/var/lib/kinkd")
     assert found.control_socket == Path("/run/kinkd/control.sock")

@@ -135,7 +135,9 @@ def test_the_text_tells_what_was_agreed_and_what_followed():
 
 
 def test_json_is_one_object_a_packet():
-    objects = [json.loads(line) for line in decoded("esp2way", as_json=True).splitlines()]
+    whole = json.loads(decoded("esp2way", as_json=True))
+    assert whole["version"] == 1
+    objects = whole["packets"]
     assert [one["record"] for one in objects].count("MessageView") == 2
     assert {one["record"] for one in objects} == {"MessageView", "Other"}
 

@@ -41,6 +41,7 @@ pairs = st.builds(
     created=st.integers(0, 1 << 40),
     epoch=st.integers(0, (1 << 32) - 1),
     xid=st.integers(0, (1 << 32) - 1),
+    fingerprint=st.integers(0, (1 << 56) - 1),
     etype=st.sampled_from([17, 18, 19, 20]),
 )
 
@@ -60,6 +61,7 @@ def pair(spi: int = 0x1000) -> SaPair:
         created=1,
         epoch=2,
         xid=3,
+        fingerprint=0,
         etype=18,
     )
 
@@ -166,7 +168,7 @@ def test_a_create_whose_pair_ended_is_remembered(tmp_path: Path) -> None:
     for each in (pair(), theirs):
         journal.record(each)
         journal.forget(each)
-    assert Journal(tmp_path / "journal.db").answered() == [(theirs.host, theirs.epoch, theirs.xid)]
+    assert Journal(tmp_path / "journal.db").answered() == [(theirs.host, theirs.command)]
 
 
 def test_an_sa_of_our_block_that_nobody_claims_goes(tmp_path: Path) -> None:
