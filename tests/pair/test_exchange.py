@@ -253,6 +253,34 @@ def test_a_soft_expiry_makes_a_new_pair_before_the_old_one_goes() -> None:
     assert new.inbound_spi != old.inbound_spi
 
 
+@pytest.mark.parametrize("first", ["alice", "bob"])
+def test_both_may_begin_at_once_and_traffic_passes(first: str) -> None:
+    world = World()
+    second = {"alice": "bob", "bob": "alice"}[first]
+    world.acquire(first, second)
+    world.acquire(second, first)
+    world.run()
+    for source, destination in ((first, second), (second, first)):
+        assert passes(world, source, destination) == "esp"
+    world.run(60.0)
+    world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
+    world.settle()
+    world.run(10.0)
+    assert_empty(world)
+
+
+def test_initiating_anew_replaces_the_pair() -> None:
+    world = keyed()
+    (old,) = world["alice"].endpoint.pairs
+    addresses = world["alice"].address, world["bob"].address
+    told: list[object] = []
+    world["alice"].endpoint.initiate(*addresses, world.now, lambda *end: told.append(end[0]))
+    world.settle()
+    world.run(20.0)
+    assert_keyed_once(world)
+    assert told == list(world["alice"].endpoint.pairs) != [old]
+
+
 def test_the_responder_leaves_rekeying_to_the_initiator() -> None:
     world = keyed()
     (pair,) = world["bob"].endpoint.pairs
