@@ -52,7 +52,7 @@ def test_the_decoder_derives_the_kernels_keys_from_capture_and_keytab(lab: Lab):
     with lab.capture("alice") as pcap:
         lab["alice"].ping(lab["bob"])
     text = lab.decode(pcap, lab["bob"].keytab, "--json", "--show-keys")
-    messages = [json.loads(line) for line in text.splitlines()]
+    messages = json.loads(text)["packets"]
     derived = {
         int(keys["spi"], 16): bytes.fromhex(keys["encryption"] + keys["authentication"])
         for message in messages
