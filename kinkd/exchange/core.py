@@ -29,10 +29,17 @@ PAIRS_PER_HOST = 64
 """Live pairs one authenticated host may have with us; more is a fault or an attack."""
 
 
+class Answer(NamedTuple):
+    """What goes into a REPLY, and whether it asks for an ACK (RFC 4430 §6.1, §4)."""
+
+    inner: tuple[kink.Payload, ...]
+    ack_request: bool = False
+
+
 class Answered(NamedTuple):
     """What a command was answered with; None: nothing of it is left, and it is not to come back."""
 
-    inner: tuple[kink.Payload, ...] | None
+    answer: Answer | None
     when: float
 
 
@@ -46,7 +53,7 @@ class Peer:
     ticket: Ticket | None = None
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
 
-    def recall(self, command: CommandId) -> tuple[kink.Payload, ...] | None:
+    def recall(self, command: CommandId) -> Answer | None:
         """The answer that a command was given before; None: it is new.
 
         Raises:
@@ -56,15 +63,13 @@ class Peer:
         answered = self._answered.get(command)
         if answered is None:
             return None
-        if answered.inner is None:
+        if answered.answer is None:
             raise PeerError("stale-command", f"XID {command.xid} was carried out and undone")
-        return answered.inner
+        return answered.answer
 
-    def remember(
-        self, command: CommandId, inner: tuple[kink.Payload, ...] | None, now: float
-    ) -> None:
+    def remember(self, command: CommandId, answer: Answer | None, now: float) -> None:
         """Keep the answer to a command, for the day it is repeated (RFC 4430 §9)."""
-        self._answered[command] = Answered(inner, now)
+        self._answered[command] = Answered(answer, now)
         self._answered.move_to_end(command)  # the oldest stands first
 
     def make_room(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The initiator's CREATE: the 2-message optimistic exchange of RFC 4430 §3.2, transport mode."""
+"""The initiator's CREATE (RFC 4430 §3.2): in two messages where all goes as hoped, or three."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from kinkd.errors import LocalError, PeerError
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import Core
 from kinkd.exchange.effects import Level, Path, RecordPair
+from kinkd.exchange.installing import Nonces
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kerberos.port import SessionKey
 from kinkd.kernel.port import SaId
-from kinkd.keying.negotiate import Offer, check_optimistic
+from kinkd.keying.negotiate import Offer, check_answer
 from kinkd.model import Lifetime, Protection, Suite
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
 
 Ended = Callable[["Creating", Path, SaPair | str, float], None]
 """Told once how a CREATE ended: the pair, or the reason why there is none; and the instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the SAs are made of: hoped for, or agreed."""
+
+    suite: Suite
+    nonces: Nonces = field(repr=False)
+    lifetime: Lifetime
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +45,7 @@ class Creating:
     ended: Ended
     replaces: SaPair | None = None
     type: MessageType = MessageType.CREATE
-    _suite: Suite | None = None
+    _suites: tuple[Suite, ...] = ()
     _nonce: bytes = field(default=b"", repr=False)
     _inbound: SaId | None = None
     _ticket_at: float = 0.0
@@ -47,43 +57,44 @@ class Creating:
         core, path, protection = self.core, exchange.path, self.protection
         if exchange.ticket is None:
             raise LocalError("a CREATE was prepared without a ticket")
-        suites = core.suites(protection.profile, path.remote)
-        if not suites:
+        self._suites = core.suites(protection.profile, path.remote)
+        if not self._suites:
             raise LocalError(f"this kernel has no suite of profile {protection.profile.name!r}")
-        suite = self._suite = suites[0]
-        lifetime = protection.profile.lifetime
-        nonce = self._nonce = core.random(quickmode.NONCE_OCTETS)
+        self._nonce = core.random(quickmode.NONCE_OCTETS)
         spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
         inbound = SaId(path.remote, path.local, spi)
-        material = installing.derive(exchange.ticket.key, spi, nonce, suite)
-        limits = installing.responder_limits(lifetime)
-        try:
-            core.kernel.install_inbound(
-                installing.build_sa(inbound, protection, suite, material, limits)
-            )
-        finally:
-            material.wipe()
+        terms = _Terms(self._suites[0], Nonces(self._nonce), protection.profile.lifetime)
+        self._install_inbound(inbound, exchange.ticket.key, terms)
         self._inbound = inbound
-        proposal = quickmode.propose(suite, protection.mode, lifetime, spi)
-        return (quickmode.creation(proposal, nonce),)
+        proposals = tuple(
+            quickmode.propose(suite, protection.mode, terms.lifetime, spi, number)
+            for number, suite in enumerate(self._suites, 1)
+        )
+        return (quickmode.creation(proposals, self._nonce),)
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
-        """Install the outbound SA under the responder's SPI (§3.2 step 5)."""
+        """Install the outbound SA under the responder's SPI (§3.2 step 5, or step 4 of three).
+
+        Where the responder did not simply take the optimistic proposal, the inbound SA is
+        replaced first: the keys of a live one cannot be changed.
+        """
         self._created_by_peer = quickmode.holds_association(reply.inner)
-        answered = self._read_answer(reply)
-        suite, inbound, ticket = self._suite, self._inbound, exchange.ticket
-        if suite is None or inbound is None or ticket is None:
+        answered, terms = self._read_answer(reply)
+        inbound, ticket = self._inbound, exchange.ticket
+        if inbound is None or ticket is None:
             raise LocalError("a CREATE was completed before it was prepared")
-        lifetime = check_optimistic(self._offered(suite), answered)
-        pair = self._pair(exchange, reply, answered, suite, lifetime)
         core = self.core
-        if lifetime != self.protection.profile.lifetime:
-            self._shorten(inbound, suite, ticket.key, lifetime)
-        material = installing.derive(ticket.key, answered.spi, self._nonce, suite)
-        limits = installing.initiator_limits(core, lifetime)
+        if terms.suite is not self._suites[0] or terms.nonces.nr:
+            core.kernel.remove(inbound)
+            self._install_inbound(inbound, ticket.key, terms)
+        elif terms.lifetime != self.protection.profile.lifetime:
+            self._install_inbound(inbound, ticket.key, terms)  # of a live SA only the limits change
+        pair = self._pair(exchange, reply, answered, terms)
+        material = installing.derive(ticket.key, answered.spi, terms.nonces, terms.suite)
+        limits = installing.initiator_limits(core, terms.lifetime)
         try:
             core.kernel.install_outbound(
-                installing.build_sa(pair.outbound, self.protection, suite, material, limits),
+                installing.build_sa(pair.outbound, self.protection, terms.suite, material, limits),
                 self.protection.outbound_entries,
             )
         finally:
@@ -93,13 +104,12 @@ class Creating:
         self._report(exchange, pair, now)
         self.ended(self, exchange.path, pair, now)
 
-    def _shorten(self, inbound: SaId, suite: Suite, key: SessionKey, lifetime: Lifetime) -> None:
-        """The shorter lifetime holds for both SAs (§3.2); of a live one only the limits change."""
-        material = installing.derive(key, inbound.spi, self._nonce, suite)
-        limits = installing.responder_limits(lifetime)
+    def _install_inbound(self, inbound: SaId, key: SessionKey, terms: _Terms) -> None:
+        material = installing.derive(key, inbound.spi, terms.nonces, terms.suite)
+        limits = installing.responder_limits(terms.lifetime)
         try:
             self.core.kernel.install_inbound(
-                installing.build_sa(inbound, self.protection, suite, material, limits)
+                installing.build_sa(inbound, self.protection, terms.suite, material, limits)
             )
         finally:
             material.wipe()
@@ -127,9 +137,9 @@ class Creating:
         if self._inbound is not None and quickmode.holds_association(reply.inner):
             self.lifecycle.disown(exchange.peer, exchange.path, self._inbound.spi, now)
 
-    def _offered(self, suite: Suite) -> Offer:
+    def _offered(self, number: int, suite: Suite) -> Offer:
         return Offer(
-            proposal=1,
+            proposal=number,
             transform=1,
             spi=self._inbound.spi if self._inbound else 0,
             transform_id=suite.transform_id,
@@ -139,26 +149,28 @@ class Creating:
             lifetime=self.protection.profile.lifetime,
         )
 
-    def _read_answer(self, reply: VerifiedReply) -> Offer:
+    def _read_answer(self, reply: VerifiedReply) -> tuple[Offer, _Terms]:
+        """What the responder chose, checked against what was offered (§3.2)."""
         payloads = [part for part in reply.inner if isinstance(part, kink.Isakmp)]
         if len(payloads) != 1:
             raise PeerError("malformed-reply", f"{len(payloads)} KINK_ISAKMP payloads, not one")
         answer = quickmode.read_creation(payloads[0], reply=True)
-        if reply.ack_request or answer.nonce is not None:
-            raise PeerError("three-message-create", "the responder wants a 3-message exchange")
         if len(answer.offers) != 1:
             raise PeerError("malformed-reply", f"{len(answer.offers)} transforms chosen, not one")
-        if answer.offers[0].spi < quickmode.FIRST_SPI:
-            raise PeerError("malformed-reply", f"reserved SPI {answer.offers[0].spi}")
-        return answer.offers[0]
+        (answered,) = answer.offers
+        if answered.spi < quickmode.FIRST_SPI:
+            raise PeerError("malformed-reply", f"reserved SPI {answered.spi}")
+        if not 1 <= answered.proposal <= len(self._suites):
+            raise PeerError("other-proposal-chosen", f"proposal {answered.proposal} was not made")
+        suite = self._suites[answered.proposal - 1]
+        lifetime = check_answer(self._offered(answered.proposal, suite), answered)
+        # §3.2: whoever chooses another proposal or adds a nonce must wait for our ACK.
+        if not reply.ack_request and (answer.nonce is not None or suite is not self._suites[0]):
+            raise PeerError("malformed-reply", "a choice that needs an ACK, and none is asked for")
+        return answered, _Terms(suite, Nonces(self._nonce, answer.nonce or b""), lifetime)
 
     def _pair(
-        self,
-        exchange: Exchange,
-        reply: VerifiedReply,
-        answered: Offer,
-        suite: Suite,
-        lifetime: Lifetime,
+        self, exchange: Exchange, reply: VerifiedReply, answered: Offer, terms: _Terms
     ) -> SaPair:
         if self._inbound is None or exchange.ticket is None or exchange.xid is None:
             raise LocalError("a CREATE was completed before it was sent")
@@ -170,9 +182,9 @@ class Creating:
             inbound_spi=self._inbound.spi,
             outbound_spi=answered.spi,
             reqid=self.protection.reqid,
-            suite=suite.name,
+            suite=terms.suite.name,
             role=Role.INITIATOR,
-            lifetime=lifetime,
+            lifetime=terms.lifetime,
             created=int(self.core.posix(exchange.started)),
             epoch=reply.epoch,
             xid=exchange.xid,

@@ -208,6 +208,7 @@ class Endpoint:
     def stop_creating(self, now: float) -> None:
         """From now on no SA is made, and what is under way ends."""
         self._core.closing = True
+        self._responder.half_open.give_up_all(now)
         for attempt in list(self._creating.values()):
             if attempt.exchange is not None:
                 self._initiator.cancel(attempt.exchange, "this daemon is leaving", now)
@@ -222,6 +223,9 @@ class Endpoint:
         protection = core.policy.protection(event.source, event.destination)
         if protection is None or protection.reqid != event.reqid:
             core.counters["acquire-foreign"] += 1  # a policy that is not ours
+            return
+        if self._responder.half_open.between(event.source, event.destination):
+            core.counters["acquire-joined"] += 1  # the ACK of the peer's CREATE will do
             return
         if len(self._initiator) >= CONCURRENT_COMMANDS:
             core.counters["acquire-deferred"] += 1

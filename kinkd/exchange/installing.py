@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kinkd.exchange.core import Core
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kerberos.port import SessionKey
@@ -15,10 +17,17 @@ _SOFT_PACKETS = 3 << 30
 _HARD_PACKETS = (1 << 32) - 256
 
 
-def derive(key: SessionKey, spi: int, nonce: bytes, suite: Suite) -> Secret:
-    """KEYMAT of one SA of a 2-message CREATE (RFC 4430 §7)."""
+class Nonces(NamedTuple):
+    """Ni and, in a 3-message CREATE, Nr; without payload headers (RFC 4430 §7)."""
+
+    ni: bytes
+    nr: bytes = b""
+
+
+def derive(key: SessionKey, spi: int, nonces: Nonces, suite: Suite) -> Secret:
+    """KEYMAT of one SA (RFC 4430 §7)."""
     octets = suite.keymat_octets
-    return keymat.derive(key.prf, ProtocolId.ESP, spi.to_bytes(4, "big"), nonce, octets=octets)
+    return keymat.derive(key.prf, ProtocolId.ESP, spi.to_bytes(4, "big"), *nonces, octets=octets)
 
 
 def build_sa(

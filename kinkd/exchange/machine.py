@@ -78,7 +78,7 @@ class Initiator:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._by_xid: dict[int, Exchange] = {}
-        self._given_up: dict[int, Exchange] = {}
+        self._over: dict[int, Exchange] = {}
         self._waiting: dict[Principal, list[Exchange]] = {}
         self._epoch_proven: Callable[[Peer, int, float], None] = lambda *_: None
 
@@ -131,7 +131,7 @@ class Initiator:
     def receive_reply(self, received: kink.Received, path: Path, now: float) -> None:
         """A REPLY came in. Raises PeerError where it is to be dropped."""
         xid = received.message.xid
-        exchange = self._by_xid.get(xid) or self._given_up.get(xid)
+        exchange = self._by_xid.get(xid) or self._over.get(xid)
         if exchange is None or exchange.ticket is None:
             raise PeerError("unexpected-reply", f"XID {xid} awaits none")
         if (path.local, path.remote) != (exchange.path.local, exchange.path.remote):
@@ -143,22 +143,24 @@ class Initiator:
         if exchange.over:
             if reply.ack_request:  # the ACK before may have been lost, RFC 4430 §9
                 self._acknowledge(exchange, xid, exchange.ticket)
-            if not exchange.late:
+            if exchange.state is State.FAILED and not exchange.late:
                 exchange.late = True
                 self._core.counters["late-reply"] += 1
                 exchange.purpose.late(exchange, reply, now)
             return
         exchange.peer.round_trip.sample(now - exchange.sent_at[reply.attempt])
+        event = Event.ACCEPTED
         try:
-            if reply.ack_request:
-                self._acknowledge(exchange, xid, exchange.ticket)
             _refuse_errors(reply)
             exchange.purpose.complete(exchange, reply, now)
         except (PeerError, LocalError, KernelError) as error:
             exchange.hint = str(error)
-            self._step(exchange, Event.REFUSED, now)
-        else:
-            self._step(exchange, Event.ACCEPTED, now)
+            event = Event.REFUSED
+        if reply.ack_request:  # §3.2: after our SAs, and always, whatever we think of the REPLY
+            self._acknowledge(exchange, xid, exchange.ticket)
+        self._step(exchange, event, now)
+        if reply.ack_request:
+            self._watch(exchange, now)  # §9: until the responder can no longer repeat the REPLY
         self._epoch_proven(exchange.peer, reply.epoch, now)
 
     def _await_ticket(self, exchange: Exchange) -> None:
@@ -184,7 +186,7 @@ class Initiator:
                 if event is Event.EXHAUSTED:
                     exchange.peer.ticket = None
                 self._end(exchange)
-                self._watch_for_late(exchange, now)
+                self._watch(exchange, now)
                 exchange.purpose.abandon(exchange, exchange.hint or "no answer", now)
             case Action.NOTHING:
                 pass
@@ -198,15 +200,15 @@ class Initiator:
         if exchange in waiting:
             waiting.remove(exchange)
 
-    def _watch_for_late(self, exchange: Exchange, now: float) -> None:
-        """A command that is still in the network may yet be carried out."""
+    def _watch(self, exchange: Exchange, now: float) -> None:
+        """A command that is still in the network may yet be carried out, a REPLY be repeated."""
         xid = exchange.xid
-        if xid is not None and len(self._given_up) < _LATE_COMMANDS:
-            self._given_up[xid] = exchange
+        if xid is not None and xid not in self._over and len(self._over) < _LATE_COMMANDS:
+            self._over[xid] = exchange
             self._core.timers.at(now + _LATE_SECONDS, lambda _: self._forget(xid))
 
     def _forget(self, xid: int) -> None:
-        self._given_up.pop(xid, None)
+        self._over.pop(xid, None)
 
     def _send(self, exchange: Exchange, now: float) -> None:
         core, ticket = self._core, exchange.ticket
@@ -240,8 +242,12 @@ class Initiator:
         exchange.timer = core.timers.at(now + wait, lambda then: self._step(exchange, event, then))
 
     def _acknowledge(self, exchange: Exchange, xid: int, ticket: Ticket) -> None:
-        """RFC 4430 §3.2: always, even if the responder is believed to be in error."""
-        proof = kink.ApReq(self._core.epoch, ticket.authenticate().ap_req)
+        """RFC 4430 §6.2: the AP-REQ alone, with an authenticator of its own."""
+        try:
+            proof = kink.ApReq(self._core.epoch, ticket.authenticate().ap_req)
+        except LocalError as error:  # the ticket ended: the responder gives up in time
+            self._core.report(Level.WARNING, "ack-impossible", reason=str(error))
+            return
         datagram = seal(MessageType.ACK, xid, proof, (), ticket.key)
         self._core.send(datagram, exchange.path)
 

@@ -49,7 +49,9 @@ class Creation:
     identities: tuple[isakmp.Identification, ...] = ()
 
 
-def propose(suite: Suite, mode: Mode, lifetime: Lifetime, spi: int) -> isakmp.Proposal:
+def propose(
+    suite: Suite, mode: Mode, lifetime: Lifetime, spi: int, number: int = 1
+) -> isakmp.Proposal:
     """One ESP proposal of one transform, its attributes in the order that every peer reads."""
     attributes = [
         isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.SECONDS),
@@ -69,12 +71,15 @@ def propose(suite: Suite, mode: Mode, lifetime: Lifetime, spi: int) -> isakmp.Pr
             isakmp.Attribute(AttributeClass.AUTHENTICATION_ALGORITHM, suite.authentication_id)
         )
     transform = isakmp.Transform(1, suite.transform_id, tuple(attributes))
-    return isakmp.Proposal(1, ProtocolId.ESP, spi.to_bytes(4, "big"), (transform,))
+    return isakmp.Proposal(number, ProtocolId.ESP, spi.to_bytes(4, "big"), (transform,))
 
 
-def creation(proposal: isakmp.Proposal, nonce: bytes | None) -> kink.Isakmp:
-    """The KINK_ISAKMP payload of a CREATE, or with ``nonce`` None of a 2-message REPLY (§6.3)."""
-    association = isakmp.SecurityAssociation((proposal,))
+def creation(proposals: tuple[isakmp.Proposal, ...], nonce: bytes | None) -> kink.Isakmp:
+    """The KINK_ISAKMP payload of a CREATE, or with one proposal of its REPLY (§6.3).
+
+    ``nonce`` is Ni or Nr; None in the REPLY of a 2-message exchange.
+    """
+    association = isakmp.SecurityAssociation(proposals)
     if nonce is None:
         return isakmp.encode((association,))
     return isakmp.encode((association, isakmp.Nonce(nonce)))

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from kinkd.errors import KernelError, Malformed, PeerError, TicketRefused
 from kinkd.exchange import installing, quickmode
-from kinkd.exchange.core import PAIRS_PER_HOST, Core, Peer
+from kinkd.exchange.core import PAIRS_PER_HOST, Answer, Core, Peer
 from kinkd.exchange.effects import Level, Path, RecordPair
+from kinkd.exchange.halfopen import HalfOpen, HalfOpens
+from kinkd.exchange.installing import Nonces
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.exchange.quickmode import Creation
@@ -16,7 +18,6 @@ from kinkd.exchange.timing import TokenBucket
 from kinkd.exchange.verified import VerifiedCommand, accept_command, open_command, seal, unseal
 from kinkd.kerberos import messages
 from kinkd.kerberos.port import OpenedTicket
-from kinkd.kernel.port import SaId
 from kinkd.keying.negotiate import Choice, choose
 from kinkd.model import Host, Principal, Protection
 from kinkd.wire import grammar, isakmp, kink
@@ -44,6 +45,7 @@ class Responder:
         self._lifecycle = lifecycle
         # RFC 4430 §4.2.8, §10: unprotected answers must not make us a tool of someone else.
         self._unprotected = TokenBucket(rate=10, burst=20)
+        self.half_open = HalfOpens(core, lifecycle, self._established)
 
     def receive_command(self, received: kink.Received, path: Path, now: float) -> None:
         """A command came in. Raises PeerError where it is dropped without an answer of its own."""
@@ -57,10 +59,14 @@ class Responder:
         opened = open_command(received, self._core.acceptor)
         command = accept_command(received, opened, self._core.acceptor)
         if command.type is MessageType.ACK:
-            raise PeerError("unexpected-ack", "no REPLY of ours asked for one")
-        inner = self._answer(command, path, now)
+            self.half_open.acknowledged(command, self._bind(command.ticket, path))
+            return
+        inner, ack_request = self._answer(command, path, now)
         proof = kink.ApRep(self._core.epoch, command.ap_rep)
-        self._core.send(seal(MessageType.REPLY, command.xid, proof, inner, opened.key), path)
+        datagram = seal(
+            MessageType.REPLY, command.xid, proof, inner, opened.key, ack_request=ack_request
+        )
+        self._core.send(datagram, path)
 
     def refuse(self, error: PeerError, xid: int, path: Path, now: float) -> None:
         """Answer a command for which no AP-REP can be made, where RFC 4430 §6.3 wants it."""
@@ -78,7 +84,7 @@ class Responder:
         message = kink.Message(MessageType.REPLY, xid, (payload,))
         self._core.send(kink.encode(message, protected=False), path)
 
-    def _answer(self, command: VerifiedCommand, path: Path, now: float) -> _Inner:
+    def _answer(self, command: VerifiedCommand, path: Path, now: float) -> Answer:
         """What goes into the REPLY: the result, or the error as a payload (RFC 4430 §6.3, §6.4)."""
         try:
             host = self._bind(command.ticket, path)
@@ -90,19 +96,20 @@ class Responder:
             repeated = peer.recall(request.id)
             if repeated is not None:
                 self._core.counters["repeated-command"] += 1
+                self.half_open.repeated(command, host)
                 return repeated
-            inner = self._carry_out(request, now)
+            answer = self._carry_out(request, now)
         except PeerError as error:
             inner = _error_payloads(error)
             if not inner:
                 raise
             self._core.drop(error, path, now)
-            return inner
+            return Answer(inner)
         except KernelError as error:
             self._core.kernel_refused(error)
-            return (kink.KinkError(KinkErrorCode.INTERR),)
-        peer.remember(request.id, inner, now)
-        return inner
+            return Answer((kink.KinkError(KinkErrorCode.INTERR),))
+        peer.remember(request.id, answer, now)
+        return answer
 
     def _bind(self, ticket: OpenedTicket, path: Path) -> Host:
         """The host that the policy knows by this principal at this address (RFC 4430 §10)."""
@@ -121,21 +128,25 @@ class Responder:
             )
         return host
 
-    def _carry_out(self, request: _Request, now: float) -> _Inner:
+    def _carry_out(self, request: _Request, now: float) -> Answer:
         match request.command.type:
             case MessageType.CREATE:
                 return self._create(request, now)
             case MessageType.DELETE:
-                return self._delete(request, now)
+                return Answer(self._delete(request, now))
             case MessageType.STATUS:
                 _read_status(request.payloads)
                 self._core.counters["status.answered"] += 1
-                return ()
+                return Answer(())
             case _:
                 raise Malformed(f"{request.command.type.name} is no command")
 
-    def _create(self, request: _Request, now: float) -> _Inner:
-        """RFC 4430 §3.2 step 3: both SAs, then the REPLY."""
+    def _create(self, request: _Request, now: float) -> Answer:
+        """RFC 4430 §3.2 step 3: both SAs and the REPLY; or the inbound SA, and it asks for an ACK.
+
+        Three messages only where another than the first proposal is chosen; then with Nr, which
+        costs nothing more.
+        """
         core, peer, path = self._core, request.peer, request.path
         if core.closing:
             raise PeerError(
@@ -151,18 +162,39 @@ class Responder:
         wanted = _read_creation(request)
         suites = core.suites(protection.profile, path.remote)
         choice = choose(wanted.offers, suites, protection.mode, protection.profile.lifetime)
-        if not choice.optimistic:
-            # A 3-message CREATE would be the answer; until then the peer is told plainly.
-            raise PeerError(
-                "no-proposal-chosen",
-                "only another than the first proposal is allowed by the policy",
-                notify=NotifyType.NO_PROPOSAL_CHOSEN,
-            )
         repeated = core.pairs.of_create(peer.host.name, request.id)
         if repeated is not None:
-            return _reply_creation(repeated.inbound_spi, choice, protection)
+            if not choice.optimistic:  # its ACK came: whoever repeats it has had our REPLY
+                raise PeerError("stale-command", f"XID {request.id.xid} was acknowledged")
+            return Answer((_reply_creation(repeated.inbound_spi, choice, protection),))
         self._check_spi(choice.offer.spi, peer, path)
-        pair = self._install(request, wanted.nonce or b"", choice, protection, now)
+        nr = b"" if choice.optimistic else core.random(quickmode.NONCE_OCTETS)
+        nonces = Nonces(wanted.nonce or b"", nr)
+        pair = self._pair(request, choice, protection, now)
+        reply = (_reply_creation(pair.inbound_spi, choice, protection, nr or None),)
+        answer = Answer(reply, ack_request=not choice.optimistic)
+        half = HalfOpen(
+            pair=pair,
+            peer=peer,
+            path=path,
+            protection=protection,
+            suite=choice.suite,
+            key=request.command.ticket.key,
+            nonces=nonces,
+            limits=installing.responder_limits(choice.lifetime),
+            answer=answer,
+            ap_rep=request.command.ap_rep,
+        )
+        half.install_inbound(core)
+        if choice.optimistic:
+            half.install_outbound(core)
+            self._established(pair)
+        else:
+            self.half_open.add(half, now)
+        return answer
+
+    def _established(self, pair: SaPair) -> None:
+        core = self._core
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
         core.counters["create.answered"] += 1
@@ -178,40 +210,35 @@ class Responder:
             suite=pair.suite,
             etype=pair.etype,
         )
-        return _reply_creation(pair.inbound_spi, choice, protection)
 
     def _check_spi(self, spi: int, peer: Peer, path: Path) -> None:
-        known = self._core.pairs.by_outbound(path.remote, spi) is not None
+        known = self._core.pairs.by_outbound(path.remote, spi) or self.half_open.by_outbound(
+            path.remote, spi
+        )
         if known or spi < quickmode.FIRST_SPI:  # RFC 4430 §3.2
             raise PeerError(
                 "invalid-spi",
                 f"SPI {spi:#010x} exists or is reserved",
                 notify=NotifyType.INVALID_SPI,
             )
-        if len(self._core.pairs.of_host(peer.host.name)) >= PAIRS_PER_HOST:
+        pairs = len(self._core.pairs.of_host(peer.host.name))
+        if pairs + self.half_open.of_host(peer.host.name) >= PAIRS_PER_HOST:
             raise PeerError(
                 "too-many-sas",
                 f"{peer.host.name} has {PAIRS_PER_HOST} pairs",
                 kink_error=KinkErrorCode.INTERR,
             )
 
-    def _install(
-        self,
-        request: _Request,
-        nonce: bytes,
-        choice: Choice,
-        protection: Protection,
-        now: float,
+    def _pair(
+        self, request: _Request, choice: Choice, protection: Protection, now: float
     ) -> SaPair:
         core, command, path = self._core, request.command, request.path
-        key = command.ticket.key
-        spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
-        pair = SaPair(
+        return SaPair(
             host=protection.peer.name,
             principal=str(command.ticket.client),
             local=path.local,
             remote=path.remote,
-            inbound_spi=spi,
+            inbound_spi=core.kernel.allocate_spi(path.remote, path.local, protection.reqid),
             outbound_spi=choice.offer.spi,
             reqid=protection.reqid,
             suite=choice.suite.name,
@@ -221,28 +248,8 @@ class Responder:
             epoch=command.epoch,
             xid=command.xid,
             fingerprint=request.id.fingerprint,
-            etype=key.etype,
+            etype=command.ticket.key.etype,
         )
-        limits = installing.responder_limits(choice.lifetime)
-
-        def install(sa: SaId, *, outbound: bool) -> None:
-            material = installing.derive(key, sa.spi, nonce, choice.suite)
-            try:
-                built = installing.build_sa(sa, protection, choice.suite, material, limits)
-                if outbound:
-                    core.kernel.install_outbound(built, protection.outbound_entries)
-                else:
-                    core.kernel.install_inbound(built)
-            finally:
-                material.wipe()
-
-        install(pair.inbound, outbound=False)
-        try:
-            install(pair.outbound, outbound=True)
-        except KernelError:
-            core.remove_sa(pair.inbound)
-            raise
-        return pair
 
     def _delete(self, request: _Request, now: float) -> _Inner:
         """RFC 4430 §3.3: both SAs go, and the REPLY names our inbound ones."""
@@ -253,20 +260,31 @@ class Responder:
             if not isinstance(payload, kink.Isakmp):
                 continue
             for protocol, spi in quickmode.read_deletion(payload):
-                pair = None
+                inbound = None
                 if protocol == ProtocolId.ESP:
-                    pair = self._core.pairs.by_outbound(path.remote, int.from_bytes(spi, "big"))
-                if pair is None or pair.host != peer.host.name:
+                    inbound = self._delete_one(peer, path, int.from_bytes(spi, "big"), now)
+                if inbound is None:
                     unknown.append((protocol, spi))
                 else:
-                    ours.append(pair.inbound_spi)
-                    self._lifecycle.retire(pair, now, grace=peer.round_trip.grace())
+                    ours.append(inbound)
         self._core.counters["delete.answered"] += len(ours)
         if ours:
             self._core.report(
                 Level.INFO, "sa-deleted", peer=peer.host.name, role="responder", sas=len(ours)
             )
         return quickmode.deletion_answer(tuple(ours), tuple(unknown))
+
+    def _delete_one(self, peer: Peer, path: Path, spi: int, now: float) -> int | None:
+        """Delete what the peer knows by this SPI of its own; our inbound SPI, or None."""
+        pair = self._core.pairs.by_outbound(path.remote, spi)
+        if pair is not None and pair.host == peer.host.name:
+            self._lifecycle.retire(pair, now, grace=peer.round_trip.grace())
+            return pair.inbound_spi
+        half = self.half_open.by_outbound(path.remote, spi)
+        if half is not None and half.pair.host == peer.host.name:
+            self.half_open.give_up(half, now)
+            return half.pair.inbound_spi
+        return None
 
 
 def _fingerprint(command: VerifiedCommand, payloads: _Inner) -> CommandId:
@@ -295,7 +313,9 @@ def _read_status(payloads: _Inner) -> None:
             grammar.check_quick_mode(MessageType.STATUS, isakmp.decode(payload))
 
 
-def _reply_creation(spi: int, choice: Choice, protection: Protection) -> _Inner:
+def _reply_creation(
+    spi: int, choice: Choice, protection: Protection, nonce: bytes | None = None
+) -> kink.Isakmp:
     """The chosen proposal under its own numbers, with our SPI (RFC 2409 §5.5)."""
     lifetime = choice.lifetime
     if choice.offer.lifetime.kilobytes is None:  # what was not offered is not answered
@@ -304,7 +324,7 @@ def _reply_creation(spi: int, choice: Choice, protection: Protection) -> _Inner:
     transform = proposal.transforms[0]
     echoed = isakmp.Transform(choice.offer.transform, transform.transform_id, transform.attributes)
     chosen = isakmp.Proposal(choice.offer.proposal, proposal.protocol_id, proposal.spi, (echoed,))
-    return (quickmode.creation(chosen, None),)
+    return quickmode.creation((chosen,), nonce)
 
 
 def _error_payloads(error: PeerError) -> _Inner:

@@ -139,11 +139,13 @@ def seal(
     proof: kink.ApReq | kink.ApRep,
     inner: tuple[kink.Payload, ...],
     key: SessionKey,
+    *,
+    ack_request: bool = False,
 ) -> bytes:
     """A whole datagram: ``inner`` inside KINK_ENCRYPT, then the Cksum over it all (RFC 4430 §4)."""
     payloads: tuple[kink.Payload, ...] = (proof,)
     if inner:
         cipher = key.encrypt(KeyUsage.ENCRYPT, kink.encode_inner(inner))
         payloads = (proof, kink.Encrypt(cipher))
-    signed = kink.encode(kink.Message(message_type, xid, payloads))
+    signed = kink.encode(kink.Message(message_type, xid, payloads, ack_request))
     return kink.with_checksum(signed, key.checksum(KeyUsage.CHECKSUM, signed))

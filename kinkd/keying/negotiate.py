@@ -81,8 +81,8 @@ def shorter(one: Lifetime, other: Lifetime) -> Lifetime:
     return Lifetime(min(one.seconds, other.seconds), min(volumes, default=None))
 
 
-def check_optimistic(offered: Offer, answered: Offer) -> Lifetime:
-    """The lifetime in force where the responder took the optimistic proposal.
+def check_answer(offered: Offer, answered: Offer) -> Lifetime:
+    """The lifetime in force where the responder took this offer of ours.
 
     All attributes must be identical but the lifetimes, which may only be lower
     (RFC 4430 §3.2).
@@ -93,13 +93,14 @@ def check_optimistic(offered: Offer, answered: Offer) -> Lifetime:
     """
     same = (
         answered.readable
+        and (answered.proposal, answered.transform) == (offered.proposal, offered.transform)
         and answered.transform_id == offered.transform_id
         and answered.key_bits == offered.key_bits
         and answered.authentication_id == offered.authentication_id
         and answered.mode is offered.mode
     )
     if not same:
-        raise PeerError("other-proposal-chosen", "the responder chose what was not offered first")
+        raise PeerError("other-proposal-chosen", "the responder chose what was not offered")
     raised = answered.lifetime.seconds > offered.lifetime.seconds or (
         answered.lifetime.kilobytes is not None
         and offered.lifetime.kilobytes is not None

@@ -24,6 +24,7 @@ from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import Path as Wire
 from kinkd.exchange.endpoint import Endpoint
+from kinkd.exchange.installing import Nonces
 from kinkd.exchange.verified import seal
 from kinkd.kerberos import messages
 from kinkd.kerberos.gss import GssAcceptor, GssTicket, GssTicketSource
@@ -31,7 +32,7 @@ from kinkd.kernel import xfrm
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.kernel.port import SaId
 from kinkd.keying.algorithms import SUITES
-from kinkd.keying.negotiate import check_optimistic, choose
+from kinkd.keying.negotiate import check_answer, choose
 from kinkd.model import Host, Lifetime, Principal, Secret
 from kinkd.wire import grammar, kink
 from kinkd.wire.numbers import KeyUsage, MessageType
@@ -85,13 +86,15 @@ def one_create(
     def newsa(sa: SaId, material: Secret) -> bytearray:
         return xfrm.install(installing.build_sa(sa, protection, suite, material, limits), 1)
 
-    material = stages.run(a, "derive", lambda: installing.derive(ticket.key, ours, nonce, suite))
+    material = stages.run(
+        a, "derive", lambda: installing.derive(ticket.key, ours, Nonces(nonce), suite)
+    )
     stages.run(a, "kernel message: inbound", lambda: newsa(inbound, material))
     made = stages.run(a, "ticket: AP-REQ", ticket.authenticate)
     inner = stages.run(
         a,
         "encode ISAKMP",
-        lambda: (quickmode.creation(quickmode.propose(suite, mode, lifetime, ours), nonce),),
+        lambda: (quickmode.creation((quickmode.propose(suite, mode, lifetime, ours),), nonce),),
     )
     proof = kink.ApReq(1, made.ap_req)
     create = stages.run(
@@ -122,8 +125,10 @@ def one_create(
     assert isinstance(isakmp, kink.Isakmp)
     asked = stages.run(b, "decode ISAKMP", lambda: quickmode.read_creation(isakmp))
     choice = stages.run(b, "negotiate", lambda: choose(asked.offers, FAST.suites, mode, lifetime))
-    one = stages.run(b, "derive, both", lambda: installing.derive(key, theirs, nonce, suite))
-    two = installing.derive(key, ours, nonce, suite)
+    one = stages.run(
+        b, "derive, both", lambda: installing.derive(key, theirs, Nonces(nonce), suite)
+    )
+    two = installing.derive(key, ours, Nonces(nonce), suite)
     stages.times[b, "derive, both"][-1] *= 2
     stages.run(
         b,
@@ -135,7 +140,7 @@ def one_create(
         ),
     )
     proof_b = kink.ApRep(1, accepted.ap_rep)
-    answer = (quickmode.creation(quickmode.propose(suite, mode, choice.lifetime, theirs), None),)
+    answer = (quickmode.creation((quickmode.propose(suite, mode, choice.lifetime, theirs),), None),)
     reply = stages.run(
         b,
         "encode, encrypt, checksum: REPLY",
@@ -157,8 +162,10 @@ def one_create(
     )
     assert isinstance(chosen, kink.Isakmp)
     read = stages.run(a, "decode ISAKMP", lambda: quickmode.read_creation(chosen, reply=True))
-    stages.run(a, "negotiate", lambda: check_optimistic(asked.offers[0], read.offers[0]))
-    last = stages.run(a, "derive", lambda: installing.derive(ticket.key, theirs, nonce, suite))
+    stages.run(a, "negotiate", lambda: check_answer(asked.offers[0], read.offers[0]))
+    last = stages.run(
+        a, "derive", lambda: installing.derive(ticket.key, theirs, Nonces(nonce), suite)
+    )
     stages.run(a, "kernel message: outbound", lambda: newsa(outbound, last))
 
 
@@ -190,7 +197,7 @@ def whole(
         proposal = quickmode.propose(
             FAST.suites[0], policy_of(bob, (alice,)).protections[0][2].mode, Lifetime(3600), spi
         )
-        inner = (quickmode.creation(proposal, secrets.token_bytes(32)),)
+        inner = (quickmode.creation((proposal,), secrets.token_bytes(32)),)
         proof = kink.ApReq(1, ticket.authenticate().ap_req)
         create = seal(MessageType.CREATE, number, proof, inner, ticket.key)
         now = time.monotonic()

@@ -33,7 +33,7 @@ def create(
     node = world[who]
     ticket = node.tickets.fetch(world[server].host.service)
     proposal = quickmode.propose(SUITES["aes256gcm16"], Mode.TRANSPORT, Lifetime(600), spi)
-    inner = payload or quickmode.creation(proposal, b"n" * 32)
+    inner = payload or quickmode.creation((proposal,), b"n" * 32)
     proof = kink.ApReq(1000, ticket.authenticate().ap_req)
     return seal(MessageType.CREATE, xid, proof, (inner,), ticket.key)
 
@@ -242,7 +242,7 @@ def test_a_ke_payload_is_refused_with_its_type() -> None:
 def test_a_proposal_that_policy_does_not_know_is_not_chosen() -> None:
     world = World()
     proposal = quickmode.propose(SUITES["aes128-sha1"], Mode.TRANSPORT, Lifetime(600), 0x2000)
-    payload = quickmode.creation(proposal, b"n" * 32)
+    payload = quickmode.creation((proposal,), b"n" * 32)
     assert notified(world, create(world, payload=payload)).type == 14
     assert_unmoved(world)
 
@@ -251,7 +251,7 @@ def test_a_proposal_that_policy_does_not_know_is_not_chosen() -> None:
 def test_a_later_quick_mode_version_gets_badqmvers() -> None:
     world = World()
     proposal = quickmode.propose(SUITES["aes256gcm16"], Mode.TRANSPORT, Lifetime(600), 0x2000)
-    plain = quickmode.creation(proposal, b"n" * 32)
+    plain = quickmode.creation((proposal,), b"n" * 32)
     later = kink.Isakmp(plain.first, plain.body, major=2, minor=0)
     assert protected_answer(world, create(world, payload=later)) == kink.KinkError(6)
     assert_unmoved(world)

@@ -94,7 +94,13 @@ Filter = Callable[[Send], list[Send]]
 class World:
     """Hosts on one network. Datagrams wait in ``wire`` until ``deliver`` or ``run`` moves them."""
 
-    def __init__(self, hosts: tuple[Host, ...] = (ALICE, BOB), profile: Profile = FAST) -> None:
+    def __init__(
+        self,
+        hosts: tuple[Host, ...] = (ALICE, BOB),
+        profile: Profile = FAST,
+        lacking: dict[str, set[str]] | None = None,
+    ) -> None:
+        self.lacking = lacking or {}  # suites that a host's kernel does not have
         self.now = 0.0
         self.wire: deque[Send] = deque()
         self.sent: list[Send] = []
@@ -115,7 +121,7 @@ class World:
         policy = policy_of(me, peers, self.profile)
         kvno, key = self.keys[me.service]
         acceptor = OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
-        names = frozenset(SUITES)
+        names = frozenset(SUITES) - self.lacking.get(me.name, set())
         source = random.Random(f"{me.name}{epoch}")  # deterministic nonces
         start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
         endpoint = Endpoint(policy, kernel, acceptor, start)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kinkd.errors import PeerError
 from kinkd.keying.algorithms import SUITES
-from kinkd.keying.negotiate import Offer, check_optimistic, choose
+from kinkd.keying.negotiate import Offer, check_answer, choose
 from kinkd.model import Lifetime, Mode, Suite
 
 GCM, CBC = SUITES["aes256gcm16"], SUITES["aes128-sha256"]
@@ -85,9 +85,9 @@ def test_the_initiator_uses_the_shorter_and_refuses_the_longer(
     )
     if raised:
         with pytest.raises(PeerError, match="raised-lifetime"):
-            check_optimistic(offer(lifetime=offered), offer(lifetime=answered))
+            check_answer(offer(lifetime=offered), offer(lifetime=answered))
     else:
-        used = check_optimistic(offer(lifetime=offered), offer(lifetime=answered))
+        used = check_answer(offer(lifetime=offered), offer(lifetime=answered))
         assert used.seconds == answered.seconds
 
 
@@ -104,4 +104,4 @@ def test_the_initiator_uses_the_shorter_and_refuses_the_longer(
 )
 def test_anything_else_than_the_optimistic_transform_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(PeerError, match="other-proposal-chosen"):
-        check_optimistic(offer(), replace(offer(), **change))
+        check_answer(offer(), replace(offer(), **change))
