@@ -53,3 +53,30 @@ def test_the_answer_comes_from_the_address_that_was_asked(lab: Lab):
     assert sender == (SECOND, 910)
     assert datagram[0] == 3  # a REPLY: KINK_INVMAJ
     assert datagram[-4:] == bytes((0, 0, 0, 3))
+
+
+def profile_of(*suites: str) -> str:
+    return f"\n[profiles.own]\nsuites = {list(suites)}\n".replace("'", '"')
+
+
+def test_hosts_that_prefer_differently_agree_in_three_messages():
+    with Lab() as lab:
+        alice, bob = lab["alice"], lab["bob"]
+        text = lab.policy_text(profile="own")
+        lab.policy.write_text(text + profile_of("aes256gcm16", "aes128-sha256"))
+        other = lab.directory / "other.toml"
+        other.write_text(text + profile_of("aes128-sha256"))
+        bob.configure(policy=other)
+        lab.start()
+        with lab.capture("alice") as pcap:
+            assert alice.ping(bob, count=3).lost == 0
+        assert [sa["suite"] for sa in (*alice.sas(), *bob.sas())] == ["aes128-sha256"] * 2
+        decoded = lab.decode(pcap, bob.keytab, "--show-keys")
+        assert [kind for kind in ("CREATE(1)", "REPLY(3)", "ACK(5)") if kind in decoded] == [
+            "CREATE(1)",
+            "REPLY(3)",
+            "ACK(5)",
+        ]
+        assert "ackreq 1" in decoded
+        assert all(state.keys["enc"].hex() in decoded for state in alice.states())
+        assert {s.spi for s in alice.states()} == {s.spi for s in bob.states()}
