@@ -147,11 +147,12 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A crypto profile of the policy: suites in order of preference, lifetime of an SA."""
+    """A crypto profile of the policy: suites in order of preference, lifetime of an SA, group."""
 
     name: str
     suites: tuple[Suite, ...]
     lifetime: Lifetime
+    group: int | None = None  # of the KE payload, RFC 2409 §6 and its registry; None: no KE
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,16 @@ from kinkd.errors import LocalError, PeerError
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import Core
 from kinkd.exchange.effects import Level, Path, RecordPair
-from kinkd.exchange.installing import Nonces
+from kinkd.exchange.installing import Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kerberos.port import SessionKey
 from kinkd.kernel.port import SaId
+from kinkd.keying import dh
 from kinkd.keying.negotiate import Offer, check_answer
-from kinkd.model import Lifetime, Protection, Suite
+from kinkd.model import Lifetime, Protection, Secret, Suite
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
 
@@ -30,7 +31,7 @@ class _Terms:
     """What the SAs are made of: hoped for, or agreed."""
 
     suite: Suite
-    nonces: Nonces = field(repr=False)
+    seeds: Seeds
     lifetime: Lifetime
 
 
@@ -50,9 +51,13 @@ class Creating:
     _inbound: SaId | None = None
     _ticket_at: float = 0.0
     _created_by_peer: bool = False
+    _ephemeral: dh.Ephemeral | None = None
 
     def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
-        """Install the optimistic inbound SA, so that the peer may use it at once (§3.2 step 1)."""
+        """Install the optimistic inbound SA, so that the peer may use it at once (§3.2 step 1).
+
+        With a KE payload there is nothing to hope for yet: only the SPI is reserved.
+        """
         self._ticket_at = now
         core, path, protection = self.core, exchange.path, self.protection
         if exchange.ticket is None:
@@ -63,14 +68,19 @@ class Creating:
         self._nonce = core.random(quickmode.NONCE_OCTETS)
         spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
         inbound = SaId(path.remote, path.local, spi)
-        terms = _Terms(self._suites[0], Nonces(self._nonce), protection.profile.lifetime)
-        self._install_inbound(inbound, exchange.ticket.key, terms)
+        group, lifetime = protection.profile.group, protection.profile.lifetime
+        if group is None:
+            terms = _Terms(self._suites[0], Seeds(self._nonce), lifetime)
+            self._install_inbound(inbound, exchange.ticket.key, terms)
+        else:
+            self._ephemeral = dh.generate(dh.GROUPS[group])
         self._inbound = inbound
         proposals = tuple(
-            quickmode.propose(suite, protection.mode, terms.lifetime, spi, number)
+            quickmode.propose(suite, protection.mode, lifetime, spi, number=number, group=group)
             for number, suite in enumerate(self._suites, 1)
         )
-        return (quickmode.creation(proposals, self._nonce),)
+        public = self._ephemeral.public if self._ephemeral is not None else None
+        return (quickmode.creation(proposals, self._nonce, public),)
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Install the outbound SA under the responder's SPI (§3.2 step 5, or step 4 of three).
@@ -84,13 +94,15 @@ class Creating:
         if inbound is None or ticket is None:
             raise LocalError("a CREATE was completed before it was prepared")
         core = self.core
-        if terms.suite is not self._suites[0] or terms.nonces.nr:
+        if terms.seeds.shared is not None:
+            self._install_inbound(inbound, ticket.key, terms)
+        elif terms.suite is not self._suites[0] or terms.seeds.nr:
             core.kernel.remove(inbound)
             self._install_inbound(inbound, ticket.key, terms)
         elif terms.lifetime != self.protection.profile.lifetime:
             self._install_inbound(inbound, ticket.key, terms)  # of a live SA only the limits change
         pair = self._pair(exchange, reply, answered, terms)
-        material = installing.derive(ticket.key, answered.spi, terms.nonces, terms.suite)
+        material = installing.derive(ticket.key, answered.spi, terms.seeds, terms.suite)
         limits = installing.initiator_limits(core, terms.lifetime)
         try:
             core.kernel.install_outbound(
@@ -99,13 +111,14 @@ class Creating:
             )
         finally:
             material.wipe()
+            terms.seeds.wipe()
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
         self._report(exchange, pair, now)
         self.ended(self, exchange.path, pair, now)
 
     def _install_inbound(self, inbound: SaId, key: SessionKey, terms: _Terms) -> None:
-        material = installing.derive(key, inbound.spi, terms.nonces, terms.suite)
+        material = installing.derive(key, inbound.spi, terms.seeds, terms.suite)
         limits = installing.responder_limits(terms.lifetime)
         try:
             self.core.kernel.install_inbound(
@@ -147,6 +160,7 @@ class Creating:
             authentication_id=suite.authentication_id,
             mode=self.protection.mode,
             lifetime=self.protection.profile.lifetime,
+            group=self.protection.profile.group,
         )
 
     def _read_answer(self, reply: VerifiedReply) -> tuple[Offer, _Terms]:
@@ -165,9 +179,18 @@ class Creating:
         suite = self._suites[answered.proposal - 1]
         lifetime = check_answer(self._offered(answered.proposal, suite), answered)
         # §3.2: whoever chooses another proposal or adds a nonce must wait for our ACK.
-        if not reply.ack_request and (answer.nonce is not None or suite is not self._suites[0]):
+        hoped_for = suite is self._suites[0] and answer.nonce is None and answer.public is None
+        if not reply.ack_request and not hoped_for:
             raise PeerError("malformed-reply", "a choice that needs an ACK, and none is asked for")
-        return answered, _Terms(suite, Nonces(self._nonce, answer.nonce or b""), lifetime)
+        seeds = Seeds(self._nonce, answer.nonce or b"", self._agree(answer.public))
+        return answered, _Terms(suite, seeds, lifetime)
+
+    def _agree(self, public: bytes | None) -> Secret | None:
+        """What our KE payload and the responder's agree on; the private value is gone with it."""
+        ephemeral, self._ephemeral = self._ephemeral, None
+        if (ephemeral is None) != (public is None):
+            raise PeerError("malformed-reply", "a KE payload on one side only")
+        return ephemeral.agree(public) if ephemeral is not None and public is not None else None
 
     def _pair(
         self, exchange: Exchange, reply: VerifiedReply, answered: Offer, terms: _Terms

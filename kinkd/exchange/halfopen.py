@@ -14,7 +14,7 @@ from kinkd.errors import KernelError, PeerError
 from kinkd.exchange import installing
 from kinkd.exchange.core import Answer, Core, Peer
 from kinkd.exchange.effects import Level, Path
-from kinkd.exchange.installing import Nonces
+from kinkd.exchange.installing import Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import SaPair
 from kinkd.exchange.timing import TRANSACTION_SECONDS, Timer
@@ -40,7 +40,7 @@ class HalfOpen:
     protection: Protection
     suite: Suite
     key: SessionKey
-    nonces: Nonces = field(repr=False)
+    seeds: Seeds
     limits: SaLimits
     answer: Answer = field(repr=False)
     ap_rep: bytes = field(repr=False)  # of the latest command that was answered
@@ -62,9 +62,11 @@ class HalfOpen:
         except KernelError:
             core.remove_sa(self.pair.inbound)
             raise
+        finally:
+            self.seeds.wipe()
 
     def _install(self, core: Core, sa: SaId, install: Callable[[Sa], None]) -> None:
-        material = installing.derive(self.key, sa.spi, self.nonces, self.suite)
+        material = installing.derive(self.key, sa.spi, self.seeds, self.suite)
         try:
             install(installing.build_sa(sa, self.protection, self.suite, material, self.limits))
         finally:
@@ -133,6 +135,7 @@ class HalfOpens:
     def give_up(self, half: HalfOpen, now: float) -> None:
         """Remove a half; the CREATE that made it makes it no second time."""
         self._forget(half)
+        half.seeds.wipe()
         self._core.remove_sa(half.pair.inbound)
         half.peer.remember(half.pair.command, None, now)
 

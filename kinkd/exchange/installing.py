@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from kinkd.exchange.core import Core
 from kinkd.exchange.timing import TRANSACTION_SECONDS
@@ -17,17 +17,34 @@ _SOFT_PACKETS = 3 << 30
 _HARD_PACKETS = (1 << 32) - 256
 
 
-class Nonces(NamedTuple):
-    """Ni and, in a 3-message CREATE, Nr; without payload headers (RFC 4430 §7)."""
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """What goes into KEYMAT beside the session key (RFC 4430 §7).
 
-    ni: bytes
-    nr: bytes = b""
+    Ni and, in a 3-message CREATE, Nr, without payload headers; and what a KE exchange agreed on.
+    """
+
+    ni: bytes = field(repr=False)
+    nr: bytes = field(default=b"", repr=False)
+    shared: Secret | None = None
+
+    def wipe(self) -> None:
+        """Overwrite the shared secret: once both SAs have their keys nobody needs it."""
+        if self.shared is not None:
+            self.shared.wipe()
 
 
-def derive(key: SessionKey, spi: int, nonces: Nonces, suite: Suite) -> Secret:
+def derive(key: SessionKey, spi: int, seeds: Seeds, suite: Suite) -> Secret:
     """KEYMAT of one SA (RFC 4430 §7)."""
-    octets = suite.keymat_octets
-    return keymat.derive(key.prf, ProtocolId.ESP, spi.to_bytes(4, "big"), *nonces, octets=octets)
+    return keymat.derive(
+        key.prf,
+        ProtocolId.ESP,
+        spi.to_bytes(4, "big"),
+        seeds.ni,
+        seeds.nr,
+        octets=suite.keymat_octets,
+        shared=bytes(seeds.shared.value) if seeds.shared is not None else b"",
+    )
 
 
 def build_sa(

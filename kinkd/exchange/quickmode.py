@@ -35,6 +35,7 @@ _SINGLE = frozenset(
             AttributeClass.ENCAPSULATION_MODE,
             AttributeClass.AUTHENTICATION_ALGORITHM,
             AttributeClass.KEY_LENGTH,
+            AttributeClass.GROUP_DESCRIPTION,
         ),
     )
 )
@@ -46,13 +47,23 @@ class Creation:
 
     offers: tuple[Offer, ...]
     nonce: bytes | None = field(repr=False)
+    public: bytes | None = None  # of a KE payload
     identities: tuple[isakmp.Identification, ...] = ()
 
 
 def propose(
-    suite: Suite, mode: Mode, lifetime: Lifetime, spi: int, number: int = 1
+    suite: Suite,
+    mode: Mode,
+    lifetime: Lifetime,
+    spi: int,
+    *,
+    number: int = 1,
+    group: int | None = None,
 ) -> isakmp.Proposal:
-    """One ESP proposal of one transform, its attributes in the order that every peer reads."""
+    """One ESP proposal of one transform, its attributes in the order that every peer reads.
+
+    With a KE payload every transform names its ``group`` (RFC 2409 §5.5).
+    """
     attributes = [
         isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.SECONDS),
         isakmp.Attribute(AttributeClass.LIFE_DURATION, lifetime.seconds),
@@ -62,6 +73,8 @@ def propose(
             isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.KILOBYTES),
             isakmp.Attribute(AttributeClass.LIFE_DURATION, lifetime.kilobytes),
         ]
+    if group is not None:
+        attributes.append(isakmp.Attribute(AttributeClass.GROUP_DESCRIPTION, group))
     attributes += [
         isakmp.Attribute(AttributeClass.ENCAPSULATION_MODE, _MODES[mode]),
         isakmp.Attribute(AttributeClass.KEY_LENGTH, suite.key_bits),
@@ -74,35 +87,33 @@ def propose(
     return isakmp.Proposal(number, ProtocolId.ESP, spi.to_bytes(4, "big"), (transform,))
 
 
-def creation(proposals: tuple[isakmp.Proposal, ...], nonce: bytes | None) -> kink.Isakmp:
+def creation(
+    proposals: tuple[isakmp.Proposal, ...], nonce: bytes | None, public: bytes | None = None
+) -> kink.Isakmp:
     """The KINK_ISAKMP payload of a CREATE, or with one proposal of its REPLY (§6.3).
 
-    ``nonce`` is Ni or Nr; None in the REPLY of a 2-message exchange.
+    ``nonce`` is Ni or Nr, None in the REPLY of a 2-message exchange; ``public`` is the public
+    value of a KE payload.
     """
-    association = isakmp.SecurityAssociation(proposals)
-    if nonce is None:
-        return isakmp.encode((association,))
-    return isakmp.encode((association, isakmp.Nonce(nonce)))
+    parts: list[isakmp.QuickModePayload] = [isakmp.SecurityAssociation(proposals)]
+    if nonce is not None:
+        parts.append(isakmp.Nonce(nonce))
+    if public is not None:
+        parts.append(isakmp.KeyExchange(public))
+    return isakmp.encode(tuple(parts))
 
 
 def read_creation(payload: kink.Isakmp, *, reply: bool = False) -> Creation:
     """Read the Quick Mode part of a CREATE, or of the REPLY to one.
 
     Raises:
-        PeerError: malformed; INVALID-PAYLOAD-TYPE for a KE payload, which is not supported
-            (RFC 4430 §3.2); "refused-by-peer" for an error notification.
+        PeerError: malformed; "refused-by-peer" for an error notification in a REPLY.
     """
     parts = isakmp.decode(payload)
-    if any(isinstance(part, isakmp.KeyExchange) for part in parts):
-        raise PeerError(
-            "ke-unsupported",
-            "a KE payload",
-            notify=NotifyType.INVALID_PAYLOAD_TYPE,
-            notify_data=bytes((IsakmpPayload.KE,)),
-        )
     grammar.check_quick_mode(MessageType.CREATE, parts, reply=reply)
     offers: tuple[Offer, ...] = ()
     nonce: bytes | None = None
+    public: bytes | None = None
     identities: list[isakmp.Identification] = []
     for part in parts:
         match part:
@@ -110,13 +121,25 @@ def read_creation(payload: kink.Isakmp, *, reply: bool = False) -> Creation:
                 offers = _read_offers(part)
             case isakmp.Nonce():
                 nonce = part.data
+            case isakmp.KeyExchange():
+                public = part.data
             case isakmp.Identification():
                 identities.append(part)
             case isakmp.Notification() if reply:
                 refuse_error_notification(part)
             case _:
                 continue  # in a request an unknown error type is ignored too, RFC 4430 §5.5
-    return Creation(offers, nonce, tuple(identities))
+    return Creation(offers, nonce, public, tuple(identities))
+
+
+def refuse_key_exchange() -> PeerError:
+    """What a responder that wants no KE payload answers one with (RFC 4430 §3.2)."""
+    return PeerError(
+        "ke-unsupported",
+        "a KE payload, and the policy wants none",
+        notify=NotifyType.INVALID_PAYLOAD_TYPE,
+        notify_data=bytes((IsakmpPayload.KE,)),
+    )
 
 
 def holds_association(payloads: tuple[kink.Payload, ...]) -> bool:
@@ -179,6 +202,7 @@ def _read_transform(proposal: int, spi: int, transform: isakmp.Transform, *, usa
         transform_id=transform.transform_id,
         key_bits=values.get(AttributeClass.KEY_LENGTH),
         authentication_id=values.get(AttributeClass.AUTHENTICATION_ALGORITHM),
+        group=values.get(AttributeClass.GROUP_DESCRIPTION),
         mode=_KNOWN_MODES.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0)),
         lifetime=Lifetime(DEFAULT_LIFETIME_SECONDS if seconds is None else seconds, kilobytes),
         readable=readable and seconds != 0 and kilobytes != 0,

@@ -10,7 +10,7 @@ from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import PAIRS_PER_HOST, Answer, Core, Peer
 from kinkd.exchange.effects import Level, Path, RecordPair
 from kinkd.exchange.halfopen import HalfOpen, HalfOpens
-from kinkd.exchange.installing import Nonces
+from kinkd.exchange.installing import Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.exchange.quickmode import Creation
@@ -18,8 +18,9 @@ from kinkd.exchange.timing import TokenBucket
 from kinkd.exchange.verified import VerifiedCommand, accept_command, open_command, seal, unseal
 from kinkd.kerberos import messages
 from kinkd.kerberos.port import OpenedTicket
+from kinkd.keying import dh
 from kinkd.keying.negotiate import Choice, choose
-from kinkd.model import Host, Principal, Protection
+from kinkd.model import Host, Principal, Protection, Secret
 from kinkd.wire import grammar, isakmp, kink
 from kinkd.wire.numbers import KinkErrorCode, MessageType, NotifyType, ProtocolId
 
@@ -161,7 +162,10 @@ class Responder:
             )
         wanted = _read_creation(request)
         suites = core.suites(protection.profile, path.remote)
-        choice = choose(wanted.offers, suites, protection.mode, protection.profile.lifetime)
+        profile = protection.profile
+        if wanted.public is not None and profile.group is None:
+            raise quickmode.refuse_key_exchange()
+        choice = choose(wanted.offers, suites, protection.mode, profile.lifetime, profile.group)
         repeated = core.pairs.of_create(peer.host.name, request.id)
         if repeated is not None:
             if not choice.optimistic:  # its ACK came: whoever repeats it has had our REPLY
@@ -169,9 +173,9 @@ class Responder:
             return Answer((_reply_creation(repeated.inbound_spi, choice, protection),))
         self._check_spi(choice.offer.spi, peer, path)
         nr = b"" if choice.optimistic else core.random(quickmode.NONCE_OCTETS)
-        nonces = Nonces(wanted.nonce or b"", nr)
+        public, shared = _agree(profile.group, wanted.public)
         pair = self._pair(request, choice, protection, now)
-        reply = (_reply_creation(pair.inbound_spi, choice, protection, nr or None),)
+        reply = (_reply_creation(pair.inbound_spi, choice, protection, nr or None, public),)
         answer = Answer(reply, ack_request=not choice.optimistic)
         half = HalfOpen(
             pair=pair,
@@ -180,7 +184,7 @@ class Responder:
             protection=protection,
             suite=choice.suite,
             key=request.command.ticket.key,
-            nonces=nonces,
+            seeds=Seeds(wanted.nonce or b"", nr, shared),
             limits=installing.responder_limits(choice.lifetime),
             answer=answer,
             ap_rep=request.command.ap_rep,
@@ -313,18 +317,38 @@ def _read_status(payloads: _Inner) -> None:
             grammar.check_quick_mode(MessageType.STATUS, isakmp.decode(payload))
 
 
+def _agree(group: int | None, public: bytes | None) -> tuple[bytes | None, Secret | None]:
+    """Our public value and what it and the initiator's agree on; the private one is gone (§3.2).
+
+    Raises:
+        PeerError: the policy wants a KE payload and there is none, or its value is no good.
+    """
+    if group is None:
+        return None, None
+    if public is None:
+        raise PeerError("ke-missing", "no KE payload", notify=NotifyType.NO_PROPOSAL_CHOSEN)
+    ephemeral = dh.generate(dh.GROUPS[group])
+    return ephemeral.public, ephemeral.agree(public)
+
+
 def _reply_creation(
-    spi: int, choice: Choice, protection: Protection, nonce: bytes | None = None
+    spi: int,
+    choice: Choice,
+    protection: Protection,
+    nonce: bytes | None = None,
+    public: bytes | None = None,
 ) -> kink.Isakmp:
     """The chosen proposal under its own numbers, with our SPI (RFC 2409 §5.5)."""
     lifetime = choice.lifetime
     if choice.offer.lifetime.kilobytes is None:  # what was not offered is not answered
         lifetime = replace(lifetime, kilobytes=None)
-    proposal = quickmode.propose(choice.suite, protection.mode, lifetime, spi)
+    proposal = quickmode.propose(
+        choice.suite, protection.mode, lifetime, spi, group=choice.offer.group
+    )
     transform = proposal.transforms[0]
     echoed = isakmp.Transform(choice.offer.transform, transform.transform_id, transform.attributes)
     chosen = isakmp.Proposal(choice.offer.proposal, proposal.protocol_id, proposal.spi, (echoed,))
-    return quickmode.creation((chosen,), nonce)
+    return quickmode.creation((chosen,), nonce, public)
 
 
 def _error_payloads(error: PeerError) -> _Inner:

@@ -58,3 +58,19 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
     }
 )
 """Every suite kinkd knows, by the name that policy uses."""
+
+GROUP_NUMBERS: Mapping[str, int] = MappingProxyType(
+    {
+        "modp2048": 14,
+        "modp3072": 15,
+        "modp4096": 16,
+        "modp6144": 17,
+        "modp8192": 18,
+        "ecp256": 19,
+        "ecp384": 20,
+        "ecp521": 21,
+        "curve25519": 31,
+    }
+)
+"""The Diffie-Hellman groups of ``keying.dh``, by the name that policy uses: the Group Description
+attribute (RFC 3526, RFC 5903; 31 is registered for IKEv2 alone, RFC 8031)."""

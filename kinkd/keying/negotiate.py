@@ -29,22 +29,24 @@ class Offer:
     authentication_id: int | None
     mode: Mode | None
     lifetime: Lifetime
+    group: int | None = None
     readable: bool = True
 
-    def is_for(self, suite: Suite, mode: Mode) -> bool:
-        """Whether this transform is ``suite`` in ``mode``."""
+    def is_for(self, suite: Suite, mode: Mode, group: int | None) -> bool:
+        """Whether this transform is ``suite`` in ``mode``, with a KE payload of ``group``."""
         return (
             self.readable
             and self.transform_id == suite.transform_id
             and self.key_bits == suite.key_bits
             and self.authentication_id == suite.authentication_id
             and self.mode is mode
+            and self.group == group
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The responder's decision. ``optimistic``: it is the first transform of the first proposal."""
+    """The responder's decision. ``optimistic``: it is what the initiator has keyed already."""
 
     offer: Offer
     suite: Suite
@@ -53,7 +55,11 @@ class Choice:
 
 
 def choose(
-    offers: Sequence[Offer], suites: Iterable[Suite], mode: Mode, lifetime: Lifetime
+    offers: Sequence[Offer],
+    suites: Iterable[Suite],
+    mode: Mode,
+    lifetime: Lifetime,
+    group: int | None = None,
 ) -> Choice:
     """Pick one of the initiator's offers.
 
@@ -66,8 +72,9 @@ def choose(
     allowed = tuple(suites)
     for position, offer in enumerate(offers):
         for suite in allowed:
-            if offer.is_for(suite, mode):
-                return Choice(offer, suite, shorter(offer.lifetime, lifetime), position == 0)
+            if offer.is_for(suite, mode, group):
+                optimistic = position == 0 and group is None  # RFC 4430 §3.2: never with a KE
+                return Choice(offer, suite, shorter(offer.lifetime, lifetime), optimistic)
     raise PeerError(
         "no-proposal-chosen",
         f"none of the {len(offers)} offered transforms is allowed by the policy",
@@ -98,6 +105,7 @@ def check_answer(offered: Offer, answered: Offer) -> Lifetime:
         and answered.key_bits == offered.key_bits
         and answered.authentication_id == offered.authentication_id
         and answered.mode is offered.mode
+        and answered.group == offered.group
     )
     if not same:
         raise PeerError("other-proposal-chosen", "the responder chose what was not offered")

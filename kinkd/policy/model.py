@@ -14,12 +14,15 @@ from types import MappingProxyType
 from typing import Final, NoReturn
 
 from kinkd.document import Document, Item, Table, show, suggestion
-from kinkd.keying.algorithms import SUITES
+from kinkd.keying.algorithms import GROUP_NUMBERS, SUITES
 from kinkd.model import Action, Host, IPAddress, Lifetime, Principal, Profile
 
 SCHEMA: Final = 1
 ALL: Final = "all"  # the group of every host
-DEFAULT_PROFILE: Final = "fast"
+DEFAULT_PROFILE: Final = "standard"
+FAST_PROFILE: Final = "fast"
+DEFAULT_GROUP: Final = "ecp256"
+NO_GROUP: Final = "none"
 MINIMUM_LIFETIME: Final = 30  # seconds; a rekey needs some of them
 MAXIMUM_LIFETIME: Final = 7 * 86400
 MINIMUM_VOLUME: Final = 1 << 20  # octets
@@ -293,10 +296,13 @@ def _refuse_cycle(item: Item, cycle: list[str]) -> NoReturn:
 
 
 def _profiles(item: Item) -> dict[str, Profile]:
-    fast = Profile(DEFAULT_PROFILE, (SUITES["aes256gcm16"], SUITES["aes128gcm16"]), Lifetime(3600))
-    profiles = {DEFAULT_PROFILE: fast}
+    suites, lifetime = (SUITES["aes256gcm16"], SUITES["aes128gcm16"]), Lifetime(3600)
+    profiles = {
+        DEFAULT_PROFILE: Profile(DEFAULT_PROFILE, suites, lifetime, GROUP_NUMBERS[DEFAULT_GROUP]),
+        FAST_PROFILE: Profile(FAST_PROFILE, suites, lifetime),
+    }
     for name, entry in item.entries():
-        table = entry.table("suites", "lifetime", "volume")
+        table = entry.table("suites", "lifetime", "volume", "group")
         names: list[str] = []
         for suite in table.item("suites", hint='["aes256gcm16"]').one_or_more():
             if suite.choice(SUITES) in names:
@@ -305,8 +311,13 @@ def _profiles(item: Item) -> dict[str, Profile]:
         seconds = table.item("lifetime", "1h").duration(MINIMUM_LIFETIME, MAXIMUM_LIFETIME)
         volume = table.optional("volume")
         kilobytes = None if volume is None else volume.size(MINIMUM_VOLUME, MAXIMUM_VOLUME) // 1024
+        # Whoever does not think of it has forward secrecy.
+        group = table.item("group", DEFAULT_GROUP).choice((*GROUP_NUMBERS, NO_GROUP))
         profiles[_name(name, entry)] = Profile(
-            name, tuple(SUITES[suite] for suite in names), Lifetime(seconds, kilobytes)
+            name,
+            tuple(SUITES[suite] for suite in names),
+            Lifetime(seconds, kilobytes),
+            GROUP_NUMBERS.get(group),
         )
     return profiles
 
