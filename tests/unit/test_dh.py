@@ -270,8 +270,12 @@ def test_modp_values_outside_their_range(group: Group) -> None:
     prime, octets = prime_of(group), group.public_octets
     for bad in (0, 1, prime - 1, prime, prime + 1, prime + 2, 2 ** (8 * octets) - 1):
         assert "2..p-2" in refusal(generate(group), bad.to_bytes(octets)).detail
-    for good in (2, prime - 2):
-        assert generate(group).agree(good.to_bytes(octets))
+    assert generate(group).agree((2).to_bytes(octets))
+    try:  # p-2 is in range, but OpenSSL 3 looks at its order, too: that of no honest value
+        assert generate(group).agree((prime - 2).to_bytes(octets))
+    except PeerError as error:
+        check(error)
+        assert "2..p-2" not in error.detail  # noqa: PT017  # both are right
 
 
 @every_ecp
@@ -417,7 +421,9 @@ def test_nothing_secret_shows_and_the_secret_can_be_wiped(group: Group) -> None:
 
 def python(code: str) -> str:
     command = [sys.executable, "-B", "-W", "error", "-c", code]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert not done.stderr
+    return done.stdout.strip()
 
 
 def test_no_group_warns_in_use() -> None:

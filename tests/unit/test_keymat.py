@@ -37,6 +37,7 @@ def test_a_shared_secret_stands_first_in_every_block() -> None:
     assert bytes(derive(prf, 3, SPI, b"Ni", octets=24, shared=b"gxy").value) == expected
 
 
+@pytest.mark.rfc("4430-7-2")
 @pytest.mark.parametrize(("etype", "prf_octets"), [(17, 20), (18, 20), (19, 32), (20, 48)])
 @pytest.mark.parametrize("nr", [b"", b"R" * 32])
 def test_with_a_key_exchange_every_block_is_that_of_rfc_2409_section_5_5(
