@@ -159,8 +159,8 @@ class Ephemeral:
     def agree(self, peer_public: bytes) -> Secret:
         """g^xy with the peer's public value, as it enters KEYMAT.
 
-        The private value is gone afterwards, even where the peer's value is refused: who sends
-        bad values gets one answer from each.
+        The private value is gone afterwards, even where the peer's value is refused: nobody
+        gets to try a second one on it.
 
         Raises:
             PeerError: ``bad-public-value``: of another length, or no element to agree with.
@@ -169,22 +169,28 @@ class Ephemeral:
         private, self._private = self._private, None
         if private is None:
             raise LocalError(f"the private value of {self.group.name} is used up")
-        if len(peer_public) != self.group.public_octets:
-            raise _refusal(self.group, f"{len(peer_public)} octets")
-        try:
-            return Secret(private.agree(peer_public))
-        except ValueError as error:
-            raise _refusal(self.group, str(error)) from None
+        outcome = self._attempt(private, peer_public)
+        del private  # else the traceback of the error would keep it
+        if isinstance(outcome, Secret):
+            return outcome
+        raise PeerError(
+            "bad-public-value",
+            f"{self.group.name}: {outcome}",
+            notify=NotifyType.PAYLOAD_MALFORMED,
+        )
 
     def wipe(self) -> None:
         """Give up the private value unused."""
         self._private = None
 
-
-def _refusal(group: Group, why: str) -> PeerError:
-    return PeerError(
-        "bad-public-value", f"{group.name}: {why}", notify=NotifyType.PAYLOAD_MALFORMED
-    )
+    def _attempt(self, private: Private, peer_public: bytes) -> Secret | str:
+        """The shared secret, or why there is none."""
+        if len(peer_public) != self.group.public_octets:
+            return f"{len(peer_public)} octets, not {self.group.public_octets}"
+        try:
+            return Secret(private.agree(peer_public))
+        except ValueError as error:
+            return str(error)
 
 
 def generate(group: Group) -> Ephemeral:
@@ -192,14 +198,14 @@ def generate(group: Group) -> Ephemeral:
     return Ephemeral(group, group.make())
 
 
-def modp_prime(bits: int, constant: int) -> int:
+def _modp_prime(bits: int, constant: int) -> int:
     """2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + constant) (RFC 3526 §§3-7)."""
     pi = _PI >> 8192 - bits
     return (1 << bits) - (1 << bits - 64) - 1 + (pi + constant << 64)
 
 
 def _modp(number: int, bits: int, constant: int) -> Group:
-    numbers = DHParameterNumbers(modp_prime(bits, constant), 2)
+    numbers = DHParameterNumbers(_modp_prime(bits, constant), 2)
 
     def make() -> Private:
         return ModpPrivate(numbers.parameters().generate_private_key())

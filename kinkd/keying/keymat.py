@@ -15,7 +15,7 @@ def derive(
     nr: bytes = b"",
     *,
     octets: int,
-    shared: bytes = b"",
+    shared: bytes | bytearray = b"",
 ) -> Secret:
     """The first ``octets`` octets of KEYMAT for the SA that ``spi`` names.
 
@@ -29,7 +29,7 @@ def derive(
         ni: the initiator's nonce, without payload header.
         nr: the responder's nonce; empty where there is none (RFC 4430 §7).
         octets: how many octets the SA's algorithms take.
-        shared: g(qm)^xy of a KE exchange, else empty.
+        shared: g(qm)^xy of a KE exchange, padded as its group wants it; else empty.
     """
     seed = b"".join((shared, bytes((protocol_id,)), spi, ni, nr))
     material = Secret(b"")
