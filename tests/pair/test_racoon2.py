@@ -1,0 +1,336 @@
+"""Our endpoints fed with what racoon2's kinkd sent: it gets what it expects, we get its keys.
+
+The recordings of ``tests/data/interop`` run under the clock of the day they were made. As
+responder we choose the SPI of our inbound SA ourselves, so one of the two recorded SAs can be
+compared; as initiator we are given the recorded ticket, authenticator, nonce and SPI, and both.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from functools import cached_property
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path as File
+
+import pytest
+
+from kinkd.decode import pcap
+from kinkd.exchange import quickmode
+from kinkd.exchange.core import Start
+from kinkd.exchange.effects import FetchTicket, Path, Send
+from kinkd.exchange.endpoint import Endpoint
+from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
+from kinkd.kerberos import offline
+from kinkd.kerberos.etypes import Key
+from kinkd.kerberos.keytab import read_keytab
+from kinkd.kerberos.messages import build_ap_req, read_ap_rep, read_ap_req
+from kinkd.kerberos.offline import OfflineAcceptor
+from kinkd.kerberos.port import Authenticator, OpenedTicket
+from kinkd.kernel.memory import MemoryKernel
+from kinkd.kernel.port import Acquire
+from kinkd.keying.algorithms import SUITES
+from kinkd.model import Host, IpsecProtocol, Mode, Selector
+from kinkd.policy import sources
+from kinkd.wire import isakmp, kink
+from kinkd.wire.numbers import MessageType
+from tests.support import recordings
+from tests.support.pair import REQID, policy_of
+
+CONF = File(__file__).resolve().parents[2] / "conf" / "racoon2.toml"
+A, B = IPv4Address("10.99.0.1"), IPv4Address("10.99.0.2")
+EVERY_SUITE = {4: frozenset(SUITES), 6: frozenset(SUITES)}
+TWO_WAY = ["esp2way", "esp2way-etype17"]
+
+
+def profile():
+    rule = sources.load_file(str(CONF)).rule_between("alice", "bob")
+    assert rule is not None
+    assert rule.profile is not None
+    return rule.profile
+
+
+def suffix(name: str) -> str:
+    return "128" if name.endswith("etype17") else ""  # the recorded hosts' other principals
+
+
+@dataclass
+class Recording:
+    """One recorded exchange: its KINK datagrams, and the keys that open them."""
+
+    name: str
+
+    @cached_property
+    def datagrams(self) -> list[pcap.Datagram]:
+        found = recordings.datagrams(self.name)
+        return [each for each in found if 910 in (each.source_port, each.destination_port)]
+
+    @cached_property
+    def entries(self):
+        return read_keytab(recordings.keytab(self.name))
+
+    def opened(self, command: pcap.Datagram) -> OpenedTicket:
+        request = kink.decode(command.octets).message.payloads[0]
+        assert isinstance(request, kink.ApReq)
+        return OfflineAcceptor(self.entries, lambda: 0).open(request.ap_req)
+
+    def authenticator(self, command: pcap.Datagram) -> Authenticator:
+        request = kink.decode(command.octets).message.payloads[0]
+        assert isinstance(request, kink.ApReq)
+        part = offline._authenticator(self.opened(command).key, read_ap_req(request.ap_req))
+        return Authenticator(request.ap_req, part.ctime, part.cusec)
+
+    def host(self, name: str, address: IPv4Address) -> Host:
+        wanted = ("kink", f"{name}{suffix(self.name)}.kink.test")
+        (principal,) = {e.principal for e in self.entries if e.principal.components == wanted}
+        return Host(name, principal, principal, (address,))
+
+
+class Responding:
+    """Our responder at B under the recording's clock."""
+
+    def __init__(self, recording: Recording, me: IPv4Address = B) -> None:
+        self.recording = recording
+        self.now = 0.0
+        hosts = {A: recording.host("alice", A), B: recording.host("bob", B)}
+        peer = hosts[A if me == B else B]
+        self.kernel = MemoryKernel(first_spi=0x5000)
+        acceptor = OfflineAcceptor(recording.entries, lambda: self.now)
+        start = Start(1795421000, 0, EVERY_SUITE, random.Random(1).randbytes)
+        policy = policy_of(hosts[me], (peer,), profile())
+        self.endpoint = Endpoint(policy, self.kernel, acceptor, start)
+        self.endpoint.set_posix(0.0)
+
+    def give(self, command: pcap.Datagram, octets: bytes | None = None) -> VerifiedReply:
+        """Our answer to a command, read as racoon2 reads it: AP-REP, Cksum, what is inside."""
+        self.now = command.time / 1e9
+        path = Path(ip_address(str(command.destination)), ip_address(str(command.source)))
+        self.endpoint.tick(self.now)
+        self.endpoint.receive(octets or command.octets, path, self.now)
+        (answer,) = [each for each in self.endpoint.commands() if isinstance(each, Send)]
+        assert (answer.path.remote, answer.path.port) == (path.remote, 910)
+        received = kink.decode(answer.datagram)
+        assert received.message.type is MessageType.REPLY
+        assert received.message.xid == kink.header(command.octets).xid
+        authenticator = self.recording.authenticator(command)
+        return verify_reply(received, self.recording.opened(command).key, [authenticator])
+
+
+def quick_mode(reply: VerifiedReply) -> tuple[isakmp.QuickModePayload, ...]:
+    (payload,) = reply.inner
+    assert isinstance(payload, kink.Isakmp)
+    return isakmp.decode(payload)
+
+
+def keys_of(kernel: MemoryKernel) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """As ``recordings.kernel_keys`` has them: AES-128 first, then HMAC-SHA1."""
+    found = {}
+    for entry in kernel._states.values():
+        if entry.sa is not None:
+            octets = bytes(entry.sa.keymat.value)
+            name = (str(entry.id.destination), "esp", f"{entry.id.spi:08x}")
+            found[name] = (octets[:16].hex(), octets[16:].hex())
+    return found
+
+
+def recorded_nonce(key: Key, create: kink.Message) -> bytes:
+    sealed = create.payloads[1]
+    assert isinstance(sealed, kink.Encrypt)
+    (inner,) = kink.decode_inner(key.decrypt(39, sealed.cipher))
+    assert isinstance(inner, kink.Isakmp)
+    (nonce,) = [part.data for part in isakmp.decode(inner) if isinstance(part, isakmp.Nonce)]
+    return nonce
+
+
+@pytest.mark.rfc("4430-4.2.6-4", "4430-4-12", "4430-5.4-1", "4430-5-4", "4430-6.3-1")
+@pytest.mark.parametrize("name", TWO_WAY)
+def test_its_create_is_answered_in_two_messages_and_keys_its_inbound_sa(name: str) -> None:
+    world = Responding(Recording(name))
+    create = world.recording.datagrams[0]
+    reply = world.give(create)
+    assert not reply.ack_request
+    (association,) = quick_mode(reply)  # no nonce, no notification: it would choke on them
+    assert isinstance(association, isakmp.SecurityAssociation)
+    (offered,) = recorded_proposals(world.recording, create)
+    (chosen,) = association.proposals
+    assert replace(chosen, spi=offered.spi) == offered  # numbers, attributes and their order
+    keys, recorded = keys_of(world.kernel), recordings.kernel_keys(name)
+    of_alice = ("10.99.0.1", "esp", offered.spi.hex())
+    assert keys[of_alice] == recorded[of_alice]
+    assert len(keys) == 2
+
+
+def recorded_proposals(recording: Recording, create: pcap.Datagram) -> tuple[isakmp.Proposal, ...]:
+    sealed = kink.decode(create.octets).message.payloads[1]
+    assert isinstance(sealed, kink.Encrypt)
+    (inner,) = kink.decode_inner(recording.opened(create).key.decrypt(39, sealed.cipher))
+    assert isinstance(inner, kink.Isakmp)
+    association = isakmp.decode(inner)[0]
+    assert isinstance(association, isakmp.SecurityAssociation)
+    return association.proposals
+
+
+@dataclass
+class RecordedTicket:
+    """The ticket of a recording, with the one authenticator that was sent under it."""
+
+    opened: OpenedTicket
+    once: Authenticator
+
+    @property
+    def client(self):
+        return self.opened.client
+
+    @property
+    def server(self):
+        return self.opened.server
+
+    @property
+    def key(self):
+        return self.opened.key
+
+    @property
+    def end(self) -> int:
+        return self.opened.end
+
+    octets = 0
+
+    def authenticate(self) -> Authenticator:
+        return self.once
+
+
+@pytest.mark.rfc("4430-3.2-1", "4430-4.2.2-1", "4430-7-1")
+@pytest.mark.parametrize("name", TWO_WAY)
+def test_our_create_is_its_own_and_its_reply_gives_both_recorded_keys(name: str) -> None:
+    recording = Recording(name)
+    create, reply = recording.datagrams[:2]
+    message, now = kink.decode(create.octets).message, create.time / 1e9
+    opened = recording.opened(create)
+    (offered,) = recorded_proposals(recording, create)
+    nonce = recorded_nonce(opened.key, message)
+    kernel = MemoryKernel(first_spi=int.from_bytes(offered.spi))
+    proof = message.payloads[0]
+    assert isinstance(proof, kink.ApReq)
+
+    def given(octets: int) -> bytes:
+        return nonce if octets == quickmode.NONCE_OCTETS else bytes(octets)
+
+    policy = policy_of(recording.host("alice", A), (recording.host("bob", B),), profile())
+    acceptor = OfflineAcceptor(recording.entries, lambda: now)
+    start = Start(proof.epoch, message.xid, EVERY_SUITE, given)
+    endpoint = Endpoint(policy, kernel, acceptor, start)
+    endpoint.set_posix(0.0)
+    flow = Selector.between(A, B)
+    endpoint.kernel_event(Acquire(A, B, IpsecProtocol.ESP, Mode.TRANSPORT, REQID, 0, 1, flow), now)
+    (fetch,) = [each for each in endpoint.commands() if isinstance(each, FetchTicket)]
+    assert fetch.server == opened.server
+    ticket = RecordedTicket(opened, recording.authenticator(create))
+    endpoint.ticket_ready(fetch.server, ticket, now)
+    (ours,) = [each for each in endpoint.commands() if isinstance(each, Send)]
+
+    sent = kink.decode(ours.datagram).message
+    assert (sent.type, sent.xid, sent.payloads[0]) == (message.type, message.xid, proof)
+    assert len(ours.datagram) == len(create.octets)
+    assert plain(opened.key, sent) == plain(opened.key, message)
+
+    endpoint.receive(reply.octets, Path(A, B), reply.time / 1e9)
+    assert len(endpoint.pairs) == 1
+    assert keys_of(kernel) == recordings.kernel_keys(name)
+
+
+def plain(key: Key, message: kink.Message) -> tuple[kink.Payload, ...]:
+    sealed = message.payloads[1]
+    assert isinstance(sealed, kink.Encrypt)
+    return kink.decode_inner(key.decrypt(39, sealed.cipher))
+
+
+@pytest.mark.rfc("4430-3.3-2")
+def test_its_delete_of_what_it_made_names_our_inbound_sa() -> None:
+    world = Responding(Recording("delete"))
+    create, _, delete, _ = world.recording.datagrams
+    world.give(create)
+    (pair,) = world.endpoint.pairs
+    (part,) = quick_mode(world.give(delete))
+    assert part == isakmp.Delete(3, (pair.inbound_spi.to_bytes(4),))
+    assert not list(world.endpoint.pairs)
+
+
+@pytest.mark.rfc("4430-3.3-3")
+def test_its_delete_of_what_we_never_had_gets_invalid_spi() -> None:
+    world = Responding(Recording("delete"))
+    (part,) = quick_mode(world.give(world.recording.datagrams[2]))
+    assert isinstance(part, isakmp.Notification)
+    assert (part.protocol_id, part.type, len(part.spi)) == (3, 11, 4)
+
+
+@pytest.mark.rfc("4430-3.7-7")
+def test_its_status_is_answered_by_an_ap_rep_and_our_epoch_in_both_directions() -> None:
+    recording = Recording("status")
+    statuses = [
+        each for each in recording.datagrams if kink.header(each.octets).type == MessageType.STATUS
+    ]
+    assert {each.source for each in statuses} == {A, B}
+    for status in statuses:
+        reply = Responding(recording, me=status.destination).give(status)
+        assert (reply.epoch, reply.inner) == (1795421000, ())
+
+
+@pytest.mark.rfc("4430-3.7-6")
+def test_it_may_ask_whether_we_live_and_then_key_anew() -> None:
+    """It did so when its peer had restarted; its own EPOCH stays, so nothing of it is void."""
+    world = Responding(Recording("dpd"))
+    commands = [
+        each
+        for each in world.recording.datagrams
+        if kink.header(each.octets).type != MessageType.REPLY
+    ]
+    for command in commands:
+        assert world.give(command).epoch == 1795421000
+    assert len(world.endpoint.pairs) == 2
+
+
+@pytest.mark.rfc("4430-3.3-2")
+def test_its_rekeying_leaves_one_pair_after_another() -> None:
+    world = Responding(Recording("rekey"))
+    alive = []
+    for datagram in world.recording.datagrams:
+        if kink.header(datagram.octets).type != MessageType.REPLY:
+            world.give(datagram)
+            alive.append(len(world.endpoint.pairs))
+    assert alive == [1, 2, 1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["esp2way", "delete", "status"])
+def test_a_recorded_command_given_again_is_a_replay(name: str) -> None:
+    world = Responding(Recording(name))
+    command = world.recording.datagrams[0]
+    world.give(command)
+    world.endpoint.receive(command.octets, Path(B, A), world.now)
+    assert not [each for each in world.endpoint.commands() if isinstance(each, Send)]
+    assert world.endpoint.counters["drop.replay"] == 1
+
+
+def test_its_retransmission_gets_the_same_answer_under_a_fresh_ap_rep() -> None:
+    """It sends the same command under a new authenticator, XID and SPI as they were (§9)."""
+    world = Responding(Recording("esp2way"))
+    create = world.recording.datagrams[0]
+    first = world.give(create)
+    message = kink.decode(create.octets).message
+    opened = world.recording.opened(create)
+    request = read_ap_req(message.payloads[0].ap_req)
+    part = offline._authenticator(opened.key, request)
+    later = build_ap_req(request.ticket.raw, opened.key, part.client, part.ctime + 1, 0)
+    proof = kink.ApReq(message.payloads[0].epoch, later)
+    again = seal(MessageType.CREATE, message.xid, proof, plain(opened.key, message), opened.key)
+    world.endpoint.receive(again, Path(B, A), world.now + 1)
+    (answer,) = [each for each in world.endpoint.commands() if isinstance(each, Send)]
+    reply = kink.decode(answer.datagram).message
+    assert plain(opened.key, reply) == first.inner
+    assert read_ap_rep(opened.key, reply.payloads[0].ap_rep) == (part.ctime + 1, 0)
+    assert len(world.endpoint.pairs) == 1
+
+
+def test_the_profile_is_all_that_racoon2_can_do() -> None:
+    found = profile()
+    assert found.suites[0].name == "aes128-sha1"
+    assert found.lifetime.kilobytes is None
