@@ -43,7 +43,7 @@ def derive(key: SessionKey, spi: int, seeds: Seeds, suite: Suite) -> Secret:
         seeds.ni,
         seeds.nr,
         octets=suite.keymat_octets,
-        shared=bytes(seeds.shared.value) if seeds.shared is not None else b"",
+        shared=seeds.shared.value if seeds.shared is not None else b"",
     )
 
 

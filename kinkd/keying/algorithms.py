@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from kinkd.keying import dh
 from kinkd.model import Suite
 
 _ESP_AES_CBC = 12
@@ -60,17 +61,7 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
 """Every suite kinkd knows, by the name that policy uses."""
 
 GROUP_NUMBERS: Mapping[str, int] = MappingProxyType(
-    {
-        "modp2048": 14,
-        "modp3072": 15,
-        "modp4096": 16,
-        "modp6144": 17,
-        "modp8192": 18,
-        "ecp256": 19,
-        "ecp384": 20,
-        "ecp521": 21,
-        "curve25519": 31,
-    }
+    {group.name: number for number, group in dh.GROUPS.items()}
 )
-"""The Diffie-Hellman groups of ``keying.dh``, by the name that policy uses: the Group Description
+"""The Diffie-Hellman groups there are, by the name that policy uses: the Group Description
 attribute (RFC 3526, RFC 5903; 31 is registered for IKEv2 alone, RFC 8031)."""

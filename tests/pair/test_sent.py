@@ -53,7 +53,7 @@ def genuine(world: World, kind: MessageType, xid: int, *inner: kink.Payload, ser
 
 def creation(spi: int, suite: str = "aes256gcm16") -> kink.Isakmp:
     proposal = quickmode.propose(SUITES[suite], Mode.TRANSPORT, Lifetime(600), spi)
-    return quickmode.creation(proposal, b"n" * 32)
+    return quickmode.creation((proposal,), b"n" * 32)
 
 
 def busy_world() -> tuple[World, list[Send]]:
