@@ -124,7 +124,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 mkdir -p "$cache" || fail "cannot write to $cache"
 : >"$install_log"
 need_packages ca-certificates gcc iproute2 iputils-ping kmod krb5-admin-server krb5-kdc \
-    krb5-user libkrb5-dev procps python3 python3-dev python3-venv tcpdump
+    krb5-user libkrb5-dev procps python3 python3-dev python3-venv tcpdump tshark
 /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "needs Python 3.11 or newer: Debian 12 or newer"
 need_kernel
