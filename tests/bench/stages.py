@@ -24,7 +24,7 @@ from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import Path as Wire
 from kinkd.exchange.endpoint import Endpoint
-from kinkd.exchange.installing import Nonces
+from kinkd.exchange.installing import Seeds
 from kinkd.exchange.verified import seal
 from kinkd.kerberos import messages
 from kinkd.kerberos.gss import GssAcceptor, GssTicket, GssTicketSource
@@ -87,7 +87,7 @@ def one_create(
         return xfrm.install(installing.build_sa(sa, protection, suite, material, limits), 1)
 
     material = stages.run(
-        a, "derive", lambda: installing.derive(ticket.key, ours, Nonces(nonce), suite)
+        a, "derive", lambda: installing.derive(ticket.key, ours, Seeds(nonce), suite)
     )
     stages.run(a, "kernel message: inbound", lambda: newsa(inbound, material))
     made = stages.run(a, "ticket: AP-REQ", ticket.authenticate)
@@ -126,9 +126,9 @@ def one_create(
     asked = stages.run(b, "decode ISAKMP", lambda: quickmode.read_creation(isakmp))
     choice = stages.run(b, "negotiate", lambda: choose(asked.offers, FAST.suites, mode, lifetime))
     one = stages.run(
-        b, "derive, both", lambda: installing.derive(key, theirs, Nonces(nonce), suite)
+        b, "derive, both", lambda: installing.derive(key, theirs, Seeds(nonce), suite)
     )
-    two = installing.derive(key, ours, Nonces(nonce), suite)
+    two = installing.derive(key, ours, Seeds(nonce), suite)
     stages.times[b, "derive, both"][-1] *= 2
     stages.run(
         b,
@@ -164,7 +164,7 @@ def one_create(
     read = stages.run(a, "decode ISAKMP", lambda: quickmode.read_creation(chosen, reply=True))
     stages.run(a, "negotiate", lambda: check_answer(asked.offers[0], read.offers[0]))
     last = stages.run(
-        a, "derive", lambda: installing.derive(ticket.key, theirs, Nonces(nonce), suite)
+        a, "derive", lambda: installing.derive(ticket.key, theirs, Seeds(nonce), suite)
     )
     stages.run(a, "kernel message: outbound", lambda: newsa(outbound, last))
 
