@@ -73,7 +73,7 @@ def test_garbage_is_dropped_under_a_name_and_kinkd_lives_on(lab: Lab, datagram: 
     assert lab["alice"].ask("initiate", "bob")["pairs"][0]["ok"]
 
 
-@pytest.mark.rfc("4430-4-3")
+@pytest.mark.rfc("4430-4-14")
 def test_a_wrong_checksum_is_met_with_silence(lab: Lab, create: bytes):
     bob = lab["bob"]
     before, states = drops(bob), bob.states()

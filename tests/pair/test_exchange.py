@@ -289,6 +289,7 @@ def test_the_responder_leaves_rekeying_to_the_initiator() -> None:
     assert not world.wire
 
 
+@pytest.mark.rfc("4430-3.3-5")
 def test_a_hard_expiry_takes_the_other_half_with_it() -> None:
     world = keyed()
     (pair,) = world["alice"].endpoint.pairs
@@ -397,6 +398,7 @@ def test_an_epoch_that_only_a_command_claims_tears_nothing_down() -> None:
     assert pair in list(world["alice"].endpoint.pairs)
 
 
+@pytest.mark.rfc("4430-4-6")
 def test_a_restart_keeps_pairs_and_uses_no_xid_again() -> None:
     world = keyed()
     before = {kink.header(send.datagram).xid for send in world.sent}

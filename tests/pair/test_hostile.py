@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +97,17 @@ def test_a_command_without_its_checksum_is_met_with_silence() -> None:
     give(world, received.signed)
     assert drops(world) == {"missing-checksum": 1}
     assert not world.wire
+    assert_unmoved(world)
+
+
+@pytest.mark.rfc("4430-4-13")
+@pytest.mark.parametrize("digest", ["md5", "sha1", "sha256"])
+def test_a_checksum_without_a_key_is_a_wrong_one(digest: str) -> None:
+    world = World()
+    signed = kink.decode(create(world)).signed
+    octets = hashlib.new(digest, signed).digest()[:12]
+    give(world, kink.with_checksum(signed, octets))
+    assert drops(world) == {"bad-checksum": 1}
     assert_unmoved(world)
 
 
@@ -273,6 +286,7 @@ def test_a_reply_that_nobody_awaits_is_dropped() -> None:
     assert not world.wire
 
 
+@pytest.mark.rfc("4430-4.2.3-3", "4430-4.2.8-7")
 def test_an_unproven_error_does_not_end_an_exchange() -> None:
     world = World()
     world.acquire("alice", "bob")

@@ -380,3 +380,13 @@ def test_other_etypes_and_lengths_are_refused(etype: int, length: int) -> None:
 def test_the_checksum_mechanism_is_the_one_the_etype_requires() -> None:
     found = {etype: etypes.random_key(etype).checksum_type for etype in ALL}
     assert found == {17: 15, 18: 16, 19: 19, 20: 20}
+
+
+@pytest.mark.rfc("4430-4-13")
+def test_every_checksum_type_that_is_used_is_keyed() -> None:
+    assert set(etypes.SUPPORTED) == {17, 18, 19, 20}
+    for etype in etypes.SUPPORTED:
+        one, other = etypes.random_key(etype), etypes.random_key(etype)
+        checksum = one.checksum(40, b"message")
+        assert one.verify(40, b"message", checksum)
+        assert not other.verify(40, b"message", checksum)

@@ -25,6 +25,7 @@ ID = isakmp.Identification(1, 0, 0, b"\x0a\0\0\1")
 GONE = isakmp.Delete(3, (b"spi!",))
 
 
+@pytest.mark.rfc("4430-6.1-2", "4430-6.2-1")
 @pytest.mark.parametrize(
     ("kind", "payloads"),
     [

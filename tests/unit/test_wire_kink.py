@@ -16,6 +16,7 @@ def mutated(octets: bytes, offset: int, value: int) -> bytes:
     return octets[:offset] + bytes((value,)) + octets[offset + 1 :]
 
 
+@pytest.mark.rfc("4430-4-3", "4430-4-1", "4430-4.2-1", "4430-4.2-3")
 def test_a_message_is_laid_out_as_the_rfc_draws_it():
     header = "0610001c 00000001 00000007 01000000"  # STATUS, 1.x, 28 octets, DOI 1, XID 7, AP_REQ
     payload = "0000000b 00000005 61626300"  # DONE, 11 octets, EPOCH 5, "abc", one of padding
