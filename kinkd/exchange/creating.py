@@ -47,11 +47,12 @@ class Creating:
         core, path, protection = self.core, exchange.path, self.protection
         if exchange.ticket is None:
             raise LocalError("a CREATE was prepared without a ticket")
-        suites = core.suites(protection.profile, path.remote)
+        profile = protection.profile
+        suites = core.suites(profile, path.remote)
         if not suites:
-            raise LocalError(f"this kernel has no suite of profile {protection.profile.name!r}")
+            raise LocalError(f"this kernel has no suite of profile {profile.name!r}")
         suite = self._suite = suites[0]
-        lifetime = protection.profile.lifetime
+        lifetime = profile.lifetime
         nonce = self._nonce = core.random(quickmode.NONCE_OCTETS)
         spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
         inbound = SaId(path.remote, path.local, spi)
@@ -64,7 +65,7 @@ class Creating:
         finally:
             material.wipe()
         self._inbound = inbound
-        proposal = quickmode.propose(suite, protection.mode, lifetime, spi)
+        proposal = quickmode.propose(suite, protection.mode, lifetime, spi, esn=profile.esn)
         return (quickmode.creation(proposal, nonce),)
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
@@ -137,6 +138,7 @@ class Creating:
             authentication_id=suite.authentication_id,
             mode=self.protection.mode,
             lifetime=self.protection.profile.lifetime,
+            esn=self.protection.profile.esn,
         )
 
     def _read_answer(self, reply: VerifiedReply) -> Offer:

@@ -149,8 +149,9 @@ class Responder:
                 notify=NotifyType.NO_PROPOSAL_CHOSEN,
             )
         wanted = _read_creation(request)
-        suites = core.suites(protection.profile, path.remote)
-        choice = choose(wanted.offers, suites, protection.mode, protection.profile.lifetime)
+        profile = protection.profile
+        suites = core.suites(profile, path.remote)
+        choice = choose(wanted.offers, suites, protection.mode, profile.lifetime, esn=profile.esn)
         if not choice.optimistic:
             # A 3-message CREATE would be the answer; until then the peer is told plainly.
             raise PeerError(
@@ -300,7 +301,8 @@ def _reply_creation(spi: int, choice: Choice, protection: Protection) -> _Inner:
     lifetime = choice.lifetime
     if choice.offer.lifetime.kilobytes is None:  # what was not offered is not answered
         lifetime = replace(lifetime, kilobytes=None)
-    proposal = quickmode.propose(choice.suite, protection.mode, lifetime, spi)
+    esn = choice.offer.esn
+    proposal = quickmode.propose(choice.suite, protection.mode, lifetime, spi, esn=esn)
     transform = proposal.transforms[0]
     echoed = isakmp.Transform(choice.offer.transform, transform.transform_id, transform.attributes)
     chosen = isakmp.Proposal(choice.offer.proposal, proposal.protocol_id, proposal.spi, (echoed,))

@@ -86,4 +86,5 @@ POLICY_REST = sized("xfrm_userpolicy_info.lft", f"{_LIMITS}{_CURRENT}", 96)
 POLICY_ID_TAIL = sized("xfrm_userpolicy_id.index", "IB3x", 8)
 
 INFINITE = 2**64 - 1  # XFRM_INF
+STATE_ESN = 128  # XFRM_STATE_ESN, a flag of xfrm_usersa_info
 ALLOW, BLOCK = 0, 1  # XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK

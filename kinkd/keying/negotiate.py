@@ -30,15 +30,17 @@ class Offer:
     mode: Mode | None
     lifetime: Lifetime
     readable: bool = True
+    esn: bool = False  # sequence numbers of 64 bits (RFC 4304 §2)
 
-    def is_for(self, suite: Suite, mode: Mode) -> bool:
-        """Whether this transform is ``suite`` in ``mode``."""
+    def is_for(self, suite: Suite, mode: Mode, *, esn: bool = False) -> bool:
+        """Whether this transform is ``suite`` in ``mode``, with sequence numbers of that size."""
         return (
             self.readable
             and self.transform_id == suite.transform_id
             and self.key_bits == suite.key_bits
             and self.authentication_id == suite.authentication_id
             and self.mode is mode
+            and self.esn is esn
         )
 
 
@@ -53,7 +55,12 @@ class Choice:
 
 
 def choose(
-    offers: Sequence[Offer], suites: Iterable[Suite], mode: Mode, lifetime: Lifetime
+    offers: Sequence[Offer],
+    suites: Iterable[Suite],
+    mode: Mode,
+    lifetime: Lifetime,
+    *,
+    esn: bool = False,
 ) -> Choice:
     """Pick one of the initiator's offers.
 
@@ -66,7 +73,7 @@ def choose(
     allowed = tuple(suites)
     for position, offer in enumerate(offers):
         for suite in allowed:
-            if offer.is_for(suite, mode):
+            if offer.is_for(suite, mode, esn=esn):
                 return Choice(offer, suite, shorter(offer.lifetime, lifetime), position == 0)
     raise PeerError(
         "no-proposal-chosen",
@@ -97,6 +104,7 @@ def check_optimistic(offered: Offer, answered: Offer) -> Lifetime:
         and answered.key_bits == offered.key_bits
         and answered.authentication_id == offered.authentication_id
         and answered.mode is offered.mode
+        and answered.esn is offered.esn
     )
     if not same:
         raise PeerError("other-proposal-chosen", "the responder chose what was not offered first")

@@ -296,7 +296,7 @@ def _profiles(item: Item) -> dict[str, Profile]:
     fast = Profile(DEFAULT_PROFILE, (SUITES["aes256gcm16"], SUITES["aes128gcm16"]), Lifetime(3600))
     profiles = {DEFAULT_PROFILE: fast}
     for name, entry in item.entries():
-        table = entry.table("suites", "lifetime", "volume")
+        table = entry.table("suites", "lifetime", "volume", "esn")
         names: list[str] = []
         for suite in table.item("suites", hint='["aes256gcm16"]').one_or_more():
             if suite.choice(SUITES) in names:
@@ -306,7 +306,10 @@ def _profiles(item: Item) -> dict[str, Profile]:
         volume = table.optional("volume")
         kilobytes = None if volume is None else volume.size(MINIMUM_VOLUME, MAXIMUM_VOLUME) // 1024
         profiles[_name(name, entry)] = Profile(
-            name, tuple(SUITES[suite] for suite in names), Lifetime(seconds, kilobytes)
+            name,
+            tuple(SUITES[suite] for suite in names),
+            Lifetime(seconds, kilobytes),
+            table.item("esn", False).boolean(),
         )
     return profiles
 
