@@ -427,6 +427,7 @@ def _state(held: _Entry) -> SaState:
         used=int(held.used),
         algorithms=tuple(name for name in names if name),
         larval=sa is None,
+        esn=sa is not None and sa.esn,
     )
 
 

@@ -74,6 +74,7 @@ class SaState:
     used: int  # POSIX seconds of the first use, 0: never
     algorithms: tuple[str, ...] = ()  # the kernel's names
     larval: bool = False
+    esn: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,7 @@ def test_a_pair_carries_traffic_and_ip_agrees_on_it(
         assert state is not None
         assert state.packets == 1
         assert (state.id, state.reqid, state.selector) == (made.id, REQID, made.selector)
+        assert state.esn is esn
         names = (suite.aead, suite.encryption, suite.authentication)
         assert state.algorithms == tuple(name for name in names if name)
         assert not state.larval

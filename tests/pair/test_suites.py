@@ -40,6 +40,7 @@ def test_a_profile_of_one_suite_keys_both_directions(suite: Suite, esn: bool) ->
         assert pair.suite == suite.name
         states = node.kernel.states()
         assert {state.algorithms for state in states} == {kernel_names}
+        assert [state.esn for state in states] == [esn, esn]
         # 64-bit sequence numbers need no end by packets (RFC 4303 §3.3.3); 32-bit ones do.
         assert [state.limits.hard_packets is None for state in states] == [esn, esn]
 

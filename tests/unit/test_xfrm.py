@@ -221,12 +221,13 @@ def test_a_policy_reads_back_as_it_was_written(entry: SpdEntry) -> None:
     st.sampled_from([("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")]),
     st.integers(1, 2**32 - 1),
     st.builds(SaLimits, *[st.none() | st.integers(1, 2**64 - 2)] * 6),
+    st.booleans(),
 )
 def test_an_sa_reads_back_as_it_was_written(
-    suite: Suite, ends: tuple[str, str], spi: int, limits: SaLimits
+    suite: Suite, ends: tuple[str, str], spi: int, limits: SaLimits, esn: bool
 ) -> None:
     made = sa(suite, *ends)
-    made = replace(made, id=replace(made.id, spi=spi), limits=limits)
+    made = replace(made, id=replace(made.id, spi=spi), limits=limits, esn=esn)
     (message,) = netlink.messages(xfrm.install(made, 1))
     state = answers.read_state(message)
     assert state is not None
@@ -234,6 +235,7 @@ def test_an_sa_reads_back_as_it_was_written(
     assert (state.selector, state.limits) == (made.selector, limits)
     names = (suite.aead, suite.encryption, suite.authentication)
     assert state.algorithms == tuple(name for name in names if name)
+    assert state.esn is esn
     assert not state.larval
     assert answers.read_spi(message) == spi
 
