@@ -55,8 +55,8 @@ def show(value: object) -> str:
 
 
 def suggestion(word: str, words: Iterable[str]) -> str:
-    """What would be right instead of ``word``: the nearest of ``words``, or all of a few."""
-    choices = sorted(words)
+    """What would be right instead of ``word``: the nearest of ``words``, or the first of them."""
+    choices = list(words)
     near = difflib.get_close_matches(word, choices, n=1)
     if near:
         return f"did you mean {show(near[0])}?"
@@ -209,6 +209,12 @@ class Item:
             raise self.error(f"{show(self.value)} is not an integer")
         if not low <= self.value <= high:
             raise self.error(f"{show(self.value)} is out of range; {low} to {high} is right")
+        return self.value
+
+    def boolean(self) -> bool:
+        """True or false."""
+        if not isinstance(self.value, bool):
+            raise self.error(f"{show(self.value)} is neither true nor false")
         return self.value
 
     def choice(self, choices: Iterable[str]) -> str:

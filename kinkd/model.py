@@ -130,9 +130,9 @@ class Suite:
 
     name: str
     transform_id: int  # RFC 2407 §4.4.4 and its registry
-    key_bits: int  # the Key Length attribute (6)
+    key_bits: int | None  # the Key Length attribute (6); None: the transform has none
     authentication_id: int | None  # the Authentication Algorithm attribute (5)
-    encryption_octets: int  # of KEYMAT, with the salt of RFC 4106 §8.1
+    encryption_octets: int  # of KEYMAT, with the salt; 0: no encryption
     authentication_octets: int
     icv_bits: int
     aead: str | None = None
@@ -147,12 +147,16 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A crypto profile of the policy: suites in order of preference, lifetime of an SA, group."""
+    """A crypto profile of the policy: suites in order of preference, lifetime of an SA, group.
+
+    ``esn``: sequence numbers of 64 bits (RFC 4303 §2.2.1, RFC 4304), at both ends.
+    """
 
     name: str
     suites: tuple[Suite, ...]
     lifetime: Lifetime
     group: int | None = None  # of the KE payload, RFC 2409 §6 and its registry; None: no KE
+    esn: bool = False
 
 
 @dataclass(frozen=True, slots=True)

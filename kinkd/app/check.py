@@ -101,7 +101,7 @@ def _peers(policy: RealmPolicy, host: HostPolicy) -> Iterator[str]:
         yield f"  principal    {protection.peer.client}"
         yield (
             f"  profile      {profile.name}: {', '.join(suite.name for suite in profile.suites)};"
-            f" {_lifetime(profile.lifetime)}"
+            f" {'ESN; ' if profile.esn else ''}{_lifetime(profile.lifetime)}"
         )
         for local, remote, each in host.protections:
             if each.peer.name == protection.peer.name:

@@ -123,12 +123,15 @@ def _replay_cache_birth(journal: Journal, path: Path) -> float:
 def _probe(kernel: Kernel, policy: HostPolicy, family: int) -> frozenset[str]:
     """The suites of the policy that this kernel has; none at all: we cannot serve."""
     wanted: dict[str, Suite] = {}
+    with_esn: set[str] = set()  # the kernel uses another template for some suites then
     for _, _, protection in policy.protections:
-        wanted.update((suite.name, suite) for suite in protection.profile.suites)
+        profile = protection.profile
+        wanted.update((suite.name, suite) for suite in profile.suites)
+        with_esn.update(suite.name for suite in profile.suites if profile.esn)
     refused: dict[str, KernelError] = {}
     for name, suite in wanted.items():
         try:
-            kernel.probe(suite, family)
+            kernel.probe(suite, family, esn=name in with_esn)
         except KernelError as error:
             refused[name] = error
     if wanted and len(refused) == len(wanted):

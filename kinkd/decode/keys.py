@@ -21,6 +21,7 @@ _FIXED: Mapping[int, int] = {  # octets, where the Key Length attribute plays no
     EspTransform.TRIPLE_DES: 24,
     EspTransform.DES_IV32: 8,
     EspTransform.NULL: 0,
+    EspTransform.CHACHA20_POLY1305: 36,  # RFC 7634 §2, salt included
 }
 _SALT: Mapping[int, int] = {  # octets behind the key, where the Key Length attribute gives that
     EspTransform.CAST: 0,

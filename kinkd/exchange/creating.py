@@ -76,7 +76,15 @@ class Creating:
             self._ephemeral = dh.generate(dh.GROUPS[group])
         self._inbound = inbound
         proposals = tuple(
-            quickmode.propose(suite, protection.mode, lifetime, spi, number=number, group=group)
+            quickmode.propose(
+                suite,
+                protection.mode,
+                lifetime,
+                spi,
+                number=number,
+                group=group,
+                esn=protection.profile.esn,
+            )
             for number, suite in enumerate(self._suites, 1)
         )
         public = self._ephemeral.public if self._ephemeral is not None else None
@@ -161,6 +169,7 @@ class Creating:
             mode=self.protection.mode,
             lifetime=self.protection.profile.lifetime,
             group=self.protection.profile.group,
+            esn=self.protection.profile.esn,
         )
 
     def _read_answer(self, reply: VerifiedReply) -> tuple[Offer, _Terms]:

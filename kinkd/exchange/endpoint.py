@@ -227,10 +227,25 @@ class Endpoint:
         if self._responder.half_open.between(event.source, event.destination):
             core.counters["acquire-joined"] += 1  # the ACK of the peer's CREATE will do
             return
+        if self._is_answered(event):
+            core.counters["acquire-stale"] += 1  # an SA came while the event waited to be read
+            return
         if len(self._initiator) >= CONCURRENT_COMMANDS:
             core.counters["acquire-deferred"] += 1
             return
         self._create(protection, Path(event.source, event.destination), now, "acquire")
+
+    def _is_answered(self, event: Acquire) -> bool:
+        """Whether the kernel has by now what it asked for."""
+        core = self._core
+        try:
+            return any(
+                core.kernel.state(pair.outbound) is not None
+                for pair in core.pairs.between(event.source, event.destination)
+            )
+        except KernelError as error:
+            core.kernel_refused(error)
+            return False
 
     def _read_kernel_again(self, now: float) -> None:
         """Events were lost: SAs that are gone went without our being told."""

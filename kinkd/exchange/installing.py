@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kinkd.exchange.core import Core
 from kinkd.exchange.timing import TRANSACTION_SECONDS
@@ -13,6 +13,7 @@ from kinkd.model import Lifetime, Protection, Secret, Selector, Suite
 from kinkd.wire.numbers import ProtocolId
 
 # A 32-bit sequence number must never wrap (RFC 4303 §3.3.3): rekey far before, stop at the end.
+# With ESN neither holds: 64 bits outlive any SA (build_sa).
 _SOFT_PACKETS = 3 << 30
 _HARD_PACKETS = (1 << 32) - 256
 
@@ -56,7 +57,10 @@ def build_sa(
     address and pass that host's policy.
     """
     selector = Selector.between(sa.source, sa.destination)
-    return Sa(sa, protection.mode, protection.reqid, selector, suite, material, limits)
+    esn = protection.profile.esn
+    if esn:
+        limits = replace(limits, soft_packets=None, hard_packets=None)
+    return Sa(sa, protection.mode, protection.reqid, selector, suite, material, limits, esn=esn)
 
 
 def responder_limits(lifetime: Lifetime) -> SaLimits:

@@ -21,6 +21,7 @@ from kinkd.wire.numbers import (
 )
 
 NONCE_OCTETS = 32
+_ESN_64_BITS = 1  # RFC 4304 §2: the only value; without the attribute it is 32 bits
 FIRST_SPI = 256  # RFC 4303 §2.1: 0 to 255 are reserved
 
 _MODES = {
@@ -36,6 +37,7 @@ _SINGLE = frozenset(
             AttributeClass.AUTHENTICATION_ALGORITHM,
             AttributeClass.KEY_LENGTH,
             AttributeClass.GROUP_DESCRIPTION,
+            AttributeClass.ESN,
         ),
     )
 )
@@ -59,6 +61,7 @@ def propose(
     *,
     number: int = 1,
     group: int | None = None,
+    esn: bool = False,
 ) -> isakmp.Proposal:
     """One ESP proposal of one transform, its attributes in the order that every peer reads.
 
@@ -75,14 +78,15 @@ def propose(
         ]
     if group is not None:
         attributes.append(isakmp.Attribute(AttributeClass.GROUP_DESCRIPTION, group))
-    attributes += [
-        isakmp.Attribute(AttributeClass.ENCAPSULATION_MODE, _MODES[mode]),
-        isakmp.Attribute(AttributeClass.KEY_LENGTH, suite.key_bits),
-    ]
+    attributes.append(isakmp.Attribute(AttributeClass.ENCAPSULATION_MODE, _MODES[mode]))
+    if suite.key_bits is not None:
+        attributes.append(isakmp.Attribute(AttributeClass.KEY_LENGTH, suite.key_bits))
     if suite.authentication_id is not None:
         attributes.append(
             isakmp.Attribute(AttributeClass.AUTHENTICATION_ALGORITHM, suite.authentication_id)
         )
+    if esn:
+        attributes.append(isakmp.Attribute(AttributeClass.ESN, _ESN_64_BITS))
     transform = isakmp.Transform(1, suite.transform_id, tuple(attributes))
     return isakmp.Proposal(number, ProtocolId.ESP, spi.to_bytes(4, "big"), (transform,))
 
@@ -195,6 +199,7 @@ def _read_transform(proposal: int, spi: int, transform: isakmp.Transform, *, usa
             values[kind] = value
         else:
             readable = False  # RFC 2407 §4.5: a transform we do not understand is not chosen
+    esn = values.get(AttributeClass.ESN)
     return Offer(
         proposal=proposal,
         transform=transform.number,
@@ -205,7 +210,8 @@ def _read_transform(proposal: int, spi: int, transform: isakmp.Transform, *, usa
         group=values.get(AttributeClass.GROUP_DESCRIPTION),
         mode=_KNOWN_MODES.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0)),
         lifetime=Lifetime(DEFAULT_LIFETIME_SECONDS if seconds is None else seconds, kilobytes),
-        readable=readable and seconds != 0 and kilobytes != 0,
+        readable=readable and seconds != 0 and kilobytes != 0 and esn in (None, _ESN_64_BITS),
+        esn=esn is not None,
     )
 
 

@@ -165,7 +165,14 @@ class Responder:
         profile = protection.profile
         if wanted.public is not None and profile.group is None:
             raise quickmode.refuse_key_exchange()
-        choice = choose(wanted.offers, suites, protection.mode, profile.lifetime, profile.group)
+        choice = choose(
+            wanted.offers,
+            suites,
+            protection.mode,
+            profile.lifetime,
+            group=profile.group,
+            esn=profile.esn,
+        )
         repeated = core.pairs.of_create(peer.host.name, request.id)
         if repeated is not None:
             if not choice.optimistic:  # its ACK came: whoever repeats it has had our REPLY
@@ -343,7 +350,12 @@ def _reply_creation(
     if choice.offer.lifetime.kilobytes is None:  # what was not offered is not answered
         lifetime = replace(lifetime, kilobytes=None)
     proposal = quickmode.propose(
-        choice.suite, protection.mode, lifetime, spi, group=choice.offer.group
+        choice.suite,
+        protection.mode,
+        lifetime,
+        spi,
+        group=choice.offer.group,
+        esn=choice.offer.esn,
     )
     transform = proposal.transforms[0]
     echoed = isakmp.Transform(choice.offer.transform, transform.transform_id, transform.attributes)

@@ -23,10 +23,12 @@ from kinkd.kernel.layouts import (
     PRIORITY_INDEX_DIRECTION_ACTION,
     REQID_FAMILY_MODE,
     SA_CURRENT,
+    SA_FLAGS,
     SA_ID,
     SA_LIMITS,
     SA_REQID,
     SA_SOURCE,
+    STATE_ESN,
     TEMPLATE,
     USERSA,
     Attribute,
@@ -83,6 +85,7 @@ def read_state(message: Message) -> SaState | None:
         used=current[3],
         algorithms=algorithms,
         larval=not algorithms,
+        esn=bool(body[SA_FLAGS] & STATE_ESN),
     )
 
 

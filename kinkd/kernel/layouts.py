@@ -73,7 +73,7 @@ NUMBER = sized("u32", "I", 4)
 NOTHING = sized("nothing", "", 0)
 
 # Where parts of the above begin.
-SA_ID, SA_SOURCE, SA_LIMITS, SA_CURRENT, SA_REQID = 56, 80, 96, 160, 208
+SA_ID, SA_SOURCE, SA_LIMITS, SA_CURRENT, SA_REQID, SA_FLAGS = 56, 80, 96, 160, 208, 216
 POLICY_TAIL, ACQUIRE_SELECTOR, ACQUIRE_INDEX, ACQUIRE_SEQUENCE = 152, 40, 96 + 156, 276
 PORTS = struct.Struct(">HHHH")
 REQID_FAMILY_MODE = struct.Struct("=IHB")
@@ -86,4 +86,5 @@ POLICY_REST = sized("xfrm_userpolicy_info.lft", f"{_LIMITS}{_CURRENT}", 96)
 POLICY_ID_TAIL = sized("xfrm_userpolicy_id.index", "IB3x", 8)
 
 INFINITE = 2**64 - 1  # XFRM_INF
+STATE_ESN = 128  # XFRM_STATE_ESN, a flag of xfrm_usersa_info
 ALLOW, BLOCK = 0, 1  # XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK

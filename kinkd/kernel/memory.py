@@ -109,7 +109,7 @@ class MemoryKernel:
 
     # --- port.Kernel: SAs ---
 
-    def probe(self, suite: Suite, family: int) -> None:
+    def probe(self, suite: Suite, family: int, *, esn: bool = False) -> None:
         """See ``port.Kernel``."""
         if suite.name in self._without:
             request = f"NEWSA to probe {suite.name} over IPv{family}"
@@ -404,7 +404,7 @@ def _decrypts(sa: Sa, packet: Packet) -> bool:
     sent = packet.sa
     return (
         sent is not None
-        and (sa.suite, sa.mode) == (sent.suite, sent.mode)
+        and (sa.suite, sa.mode, sa.esn) == (sent.suite, sent.mode, sent.esn)
         and sa.keymat == sent.keymat
         and _matches(sa.selector, packet.flow)
     )
@@ -427,6 +427,7 @@ def _state(held: _Entry) -> SaState:
         used=int(held.used),
         algorithms=tuple(name for name in names if name),
         larval=sa is None,
+        esn=sa is not None and sa.esn,
     )
 
 

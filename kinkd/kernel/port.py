@@ -56,6 +56,7 @@ class Sa:
     keymat: Secret
     limits: SaLimits = SaLimits()
     replay_window: int = 128
+    esn: bool = False  # sequence numbers of 64 bits (RFC 4303 §2.2.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class SaState:
     used: int  # POSIX seconds of the first use, 0: never
     algorithms: tuple[str, ...] = ()  # the kernel's names
     larval: bool = False
+    esn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ KernelEvent = Acquire | Expire | Overrun
 class Kernel(Protocol):
     """The SA and policy databases of one network namespace."""
 
-    def probe(self, suite: Suite, family: int) -> None:
+    def probe(self, suite: Suite, family: int, *, esn: bool = False) -> None:
         """Install and remove a dummy SA, so that a missing algorithm is known before READY.
 
         ``family`` is 4 or 6. Loads modules: may take a second; call it before the loop runs.

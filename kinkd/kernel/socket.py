@@ -108,7 +108,7 @@ class XfrmSocket:
 
     # --- SAs ---
 
-    def probe(self, suite: Suite, family: int) -> None:
+    def probe(self, suite: Suite, family: int, *, esn: bool = False) -> None:
         """See ``port.Kernel``. The dummy's addresses are those of RFC 5737 and RFC 3849."""
         source, destination = map(ip_address, _PROBE_ADDRESSES[family])
         name = f"NEWSA to probe {suite.name} over IPv{family}"
@@ -123,6 +123,7 @@ class XfrmSocket:
                 suite=suite,
                 keymat=keymat,
                 limits=SaLimits(hard_seconds=_PROBE_SECONDS),
+                esn=esn,
             )
             try:
                 self._succeeds(xfrm.install(sa, self._next()), lambda: name)

@@ -24,6 +24,7 @@ from kinkd.kernel.layouts import (
     PRIORITY_INDEX_DIRECTION_ACTION,
     REPLAY_ESN,
     SELECTOR,
+    STATE_ESN,
     TEMPLATE,
     USERSA,
     USERSA_ID,
@@ -126,6 +127,8 @@ def check_sa(sa: Sa) -> None:
         raise LayoutError(f"{words(sa.id)}: {len(sa.keymat)} octets of KEYMAT, {wanted}")
     if not 0 <= sa.replay_window <= _MAX_REPLAY_WINDOW:
         raise LayoutError(f"{words(sa.id)}: replay window {sa.replay_window}")
+    if sa.esn and not sa.replay_window:  # the receiver works the upper half out from it
+        raise LayoutError(f"{words(sa.id)}: ESN without a replay window")
     if sa.mode is Mode.TRANSPORT and not _is_pinned(sa):
         raise LayoutError(f"{words(sa.id)}: the selector is not the SA's address pair")
 
@@ -265,13 +268,14 @@ def _limits(limits: SaLimits) -> tuple[int, ...]:
 
 def _usersa(sa: Sa) -> bytes:
     family = _family(sa.id.destination)
+    flags = STATE_ESN if sa.esn else 0
     return (
         _selector(sa.selector)
         + _id(sa.id.destination, sa.id.spi, sa.id.protocol)
         + _octets(sa.id.source)
         # replay_window stays 0: REPLAY_ESN_VAL has it, the field knows no more than 32.
         + USERSA_TAIL.pack(
-            *_limits(sa.limits), 0, 0, 0, 0, 0, 0, 0, 0, sa.reqid, family, sa.mode, 0, 0
+            *_limits(sa.limits), 0, 0, 0, 0, 0, 0, 0, 0, sa.reqid, family, sa.mode, 0, flags
         )
     )
 
@@ -286,7 +290,7 @@ def _sa_attributes(sa: Sa) -> Attributes:
     else:
         attached.extend(_crypt_and_auth(suite, key[:split], key[split:]))
     if sa.replay_window:
-        # The attribute without XFRM_STATE_ESN: 32-bit sequence numbers, a window above 32.
+        # Without XFRM_STATE_ESN: 32-bit sequence numbers, a window above 32.
         words32 = -(-sa.replay_window // 32)
         head = REPLAY_ESN.pack(words32, 0, 0, 0, 0, sa.replay_window)
         attached.append((Attribute.REPLAY_ESN_VAL, (head, bytes(4 * words32))))

@@ -31,8 +31,9 @@ class Offer:
     lifetime: Lifetime
     group: int | None = None
     readable: bool = True
+    esn: bool = False  # sequence numbers of 64 bits (RFC 4304 §2)
 
-    def is_for(self, suite: Suite, mode: Mode, group: int | None) -> bool:
+    def is_for(self, suite: Suite, mode: Mode, *, group: int | None, esn: bool) -> bool:
         """Whether this transform is ``suite`` in ``mode``, with a KE payload of ``group``."""
         return (
             self.readable
@@ -41,6 +42,7 @@ class Offer:
             and self.authentication_id == suite.authentication_id
             and self.mode is mode
             and self.group == group
+            and self.esn is esn
         )
 
 
@@ -59,7 +61,9 @@ def choose(
     suites: Iterable[Suite],
     mode: Mode,
     lifetime: Lifetime,
+    *,
     group: int | None = None,
+    esn: bool = False,
 ) -> Choice:
     """Pick one of the initiator's offers.
 
@@ -72,7 +76,7 @@ def choose(
     allowed = tuple(suites)
     for position, offer in enumerate(offers):
         for suite in allowed:
-            if offer.is_for(suite, mode, group):
+            if offer.is_for(suite, mode, group=group, esn=esn):
                 optimistic = position == 0 and group is None  # RFC 4430 §3.2: never with a KE
                 return Choice(offer, suite, shorter(offer.lifetime, lifetime), optimistic)
     raise PeerError(
@@ -106,6 +110,7 @@ def check_answer(offered: Offer, answered: Offer) -> Lifetime:
         and answered.authentication_id == offered.authentication_id
         and answered.mode is offered.mode
         and answered.group == offered.group
+        and answered.esn is offered.esn
     )
     if not same:
         raise PeerError("other-proposal-chosen", "the responder chose what was not offered")

@@ -302,7 +302,7 @@ def _profiles(item: Item) -> dict[str, Profile]:
         FAST_PROFILE: Profile(FAST_PROFILE, suites, lifetime),
     }
     for name, entry in item.entries():
-        table = entry.table("suites", "lifetime", "volume", "group")
+        table = entry.table("suites", "lifetime", "volume", "group", "esn")
         names: list[str] = []
         for suite in table.item("suites", hint='["aes256gcm16"]').one_or_more():
             if suite.choice(SUITES) in names:
@@ -318,6 +318,7 @@ def _profiles(item: Item) -> dict[str, Profile]:
             tuple(SUITES[suite] for suite in names),
             Lifetime(seconds, kilobytes),
             GROUP_NUMBERS.get(group),
+            table.item("esn", False).boolean(),
         )
     return profiles
 

@@ -130,6 +130,8 @@ class EspTransform(enum.IntEnum):
     AES_GCM_12 = 19  # RFC 4106 §8.2
     AES_GCM_16 = 20  # RFC 4106 §8.2
     NULL_AES_GMAC = 23  # RFC 4543 §9
+    # RFC 7634 has no ISAKMP number: one of those for private use (RFC 2407 §6.5), kinkd's own.
+    CHACHA20_POLY1305 = 250
 
 
 class AttributeClass(enum.IntEnum):

@@ -125,9 +125,7 @@ def one_create(
     assert isinstance(isakmp, kink.Isakmp)
     asked = stages.run(b, "decode ISAKMP", lambda: quickmode.read_creation(isakmp))
     choice = stages.run(b, "negotiate", lambda: choose(asked.offers, FAST.suites, mode, lifetime))
-    one = stages.run(
-        b, "derive, both", lambda: installing.derive(key, theirs, Seeds(nonce), suite)
-    )
+    one = stages.run(b, "derive, both", lambda: installing.derive(key, theirs, Seeds(nonce), suite))
     two = installing.derive(key, ours, Seeds(nonce), suite)
     stages.times[b, "derive, both"][-1] *= 2
     stages.run(

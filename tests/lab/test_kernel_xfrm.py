@@ -108,25 +108,69 @@ def require_both(alice: Side, bob: Side, family: int) -> SpdEntry:
     return out
 
 
-@pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
+ONE_OF_EACH_KIND = (
+    "aes256gcm16",
+    "chacha20poly1305",
+    "aes256ccm16",
+    "aes256-sha512",
+    "aes256ctr-sha256",
+    "aes256gmac",
+    "null-sha256",
+)
+EVERY_SUITE = [
+    *((name, 4, False) for name in SUITES),
+    *((name, 6, False) for name in ONE_OF_EACH_KIND),
+    *((name, 4, True) for name in ONE_OF_EACH_KIND),
+]
+VECTOR_OCTETS = {
+    "rfc4106(gcm(aes))": 8,  # RFC 4106 §3.1
+    "rfc4309(ccm(aes))": 8,  # RFC 4309 §3.1
+    "rfc4543(gcm(aes))": 8,  # RFC 4543 §3.1
+    "rfc7539esp(chacha20,poly1305)": 8,  # RFC 7634 §2
+    "rfc3686(ctr(aes))": 8,  # RFC 3686 §3.1
+    "cbc(aes)": 16,  # RFC 3602 §3
+    "ecb(cipher_null)": 0,  # RFC 2410 §2.3
+}
+
+
+def esp_packets(node: Node, family: int) -> socket.socket:
+    """What arrives of protocol 50, as it was on the wire."""
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    made = node.python(lambda: socket.socket(kind, socket.SOCK_RAW, IpsecProtocol.ESP))
+    made.settimeout(5)
+    return made
+
+
+@pytest.mark.parametrize(("name", "family", "esn"), EVERY_SUITE)
 def test_a_pair_carries_traffic_and_ip_agrees_on_it(
-    sides: dict[str, Side], suite: Suite, family: int
+    sides: dict[str, Side], name: str, family: int, esn: bool
 ) -> None:
+    suite = SUITES[name]
     alice, bob = sides["alice"], sides["bob"]
     out = require_both(alice, bob, family)
     spi = bob.kernel.allocate_spi(alice.node.address(family), bob.node.address(family), REQID)
-    made = sa(alice.node, bob.node, family, spi, suite)
+    made = replace(sa(alice.node, bob.node, family, spi, suite), esn=esn)
     bob.kernel.install_inbound(made)
     alice.kernel.install_outbound(made, [out])
-    with udp(alice.node, family) as sender, udp(bob.node, family) as receiver:
+    with (
+        udp(alice.node, family) as sender,
+        udp(bob.node, family) as receiver,
+        esp_packets(bob.node, family) as packets,
+    ):
         sender.sendto(b"hello", (str(bob.node.address(family)), PORT))
         assert receiver.recv(64) == b"hello"
+        packet = packets.recv(2048)
+    # RFC 4303 §2: SPI and sequence number, vector, 13 octets of UDP padded to 16 with the
+    # trailer, ICV. A raw socket of IPv4 gives the IP header, too.
+    ip, vector = 20 if family == 4 else 0, VECTOR_OCTETS[suite.encryption or suite.aead]
+    assert len(packet) == ip + 8 + vector + 16 + suite.icv_bits // 8
+    assert (b"hello" in packet) is (name in ("aes256gmac", "aes128gmac", "null-sha256"))
     for side in (alice, bob):
         state = side.kernel.state(made.id)
         assert state is not None
         assert state.packets == 1
         assert (state.id, state.reqid, state.selector) == (made.id, REQID, made.selector)
+        assert state.esn is esn
         names = (suite.aead, suite.encryption, suite.authentication)
         assert state.algorithms == tuple(name for name in names if name)
         assert not state.larval
@@ -142,14 +186,17 @@ def agrees_with_ip(node: Node, made: Sa) -> None:
     assert f"reqid {REQID}(0x{REQID:08x}) mode transport" in shown
     assert f"sel src {made.selector.source} dst {made.selector.destination}" in shown
     assert "replay_window 128, bitmap-length 4" in shown
-    assert "flag esn" not in shown
+    assert ("flag esn" in shown) is made.esn
     key, split = made.keymat.value.hex(), 2 * suite.encryption_octets
     if suite.aead:
         assert f"aead {suite.aead} 0x{key}" in shown
     else:
-        assert f"enc {suite.encryption} 0x{key[:split]}" in shown
+        encryption = f"0x{key[:split]}" if split else "\n"  # with null there is no key to show
+        assert f"enc {suite.encryption} {encryption}" in shown
         assert f"auth-trunc {suite.authentication} 0x{key[split:]}" in shown
-    assert f" {suite.icv_bits}\n" in shown or f") {suite.icv_bits}" in shown
+    shown_icv = re.search(r"^\s+(?:aead|auth-trunc) .* (\d+)$", shown, flags=re.MULTILINE)
+    assert shown_icv is not None
+    assert int(shown_icv[1]) == suite.icv_bits
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -297,7 +344,8 @@ def test_an_outbound_sa_whose_policy_is_refused_does_not_stay(sides: dict[str, S
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_probe_leaves_nothing_behind(sides: dict[str, Side], family: int) -> None:
     for suite in SUITES.values():
-        sides["alice"].kernel.probe(suite, family)
+        for esn in (False, True):
+            sides["alice"].kernel.probe(suite, family, esn=esn)
     assert sides["alice"].kernel.states() == []
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 from tests.support.lab import Lab, wait_for
 from tests.support.topology import Node
 
@@ -98,3 +100,25 @@ def test_the_default_profile_has_forward_secrecy():
         assert decoded.count("ACK(5)") == 2
         keys = {state.spi: state.keymat for state in alice.states()}
         assert keys == {state.spi: state.keymat for state in bob.states()}
+
+
+@pytest.mark.parametrize(
+    ("name", "esn"), [("chacha20poly1305", True), ("aes256-sha512", True), ("null-sha256", False)]
+)
+def test_daemons_key_the_suite_of_a_profile_and_the_decoder_agrees_on_the_keys(
+    name: str, esn: bool
+) -> None:
+    profile = f'\n[profiles.one]\nsuites = "{name}"\ngroup = "none"\nesn = {str(esn).lower()}\n'
+    with Lab() as lab:
+        lab.policy.write_text(lab.policy_text(profile="one") + profile)
+        lab.start("alice", "bob")
+        alice, bob = lab["alice"], lab["bob"]
+        with lab.capture("alice") as pcap:
+            assert alice.ping(bob, count=3).lost == 0
+        assert [sa["suite"] for sa in (*alice.sas(), *bob.sas())] == [name, name]
+        for host in (alice, bob):
+            shown = host.node.run("ip", "-d", "xfrm", "state").stdout
+            assert shown.count("flag esn") == (2 if esn else 0)
+            assert {sa.packets for sa in host.states()} == {3}
+        derived = lab.derived_keymat(pcap, bob.keytab)
+        assert derived == {state.spi: state.keymat for state in alice.states()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import pytest
 
@@ -51,13 +50,7 @@ def test_the_decoder_derives_the_kernels_keys_from_capture_and_keytab(lab: Lab):
     lab.unkey("alice", "bob")
     with lab.capture("alice") as pcap:
         lab["alice"].ping(lab["bob"])
-    text = lab.decode(pcap, lab["bob"].keytab, "--json", "--show-keys")
-    messages = json.loads(text)["packets"]
-    derived = {
-        int(keys["spi"], 16): bytes.fromhex(keys["encryption"] + keys["authentication"])
-        for message in messages
-        for keys in message.get("keymat", [])
-    }
+    derived = lab.derived_keymat(pcap, lab["bob"].keytab)
     for host in (lab["alice"], lab["bob"]):
         assert {state.spi: state.keymat for state in host.states()} == derived
 

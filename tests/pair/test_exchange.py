@@ -269,6 +269,23 @@ def test_both_may_begin_at_once_and_traffic_passes(first: str) -> None:
     assert_empty(world)
 
 
+def test_an_acquire_that_was_read_late_makes_no_second_pair() -> None:
+    world = keyed()
+    world.acquire("bob", "alice")
+    world.run(1.0)
+    assert_keyed_once(world)
+    assert world["bob"].endpoint.counters["acquire-stale"] == 1
+
+
+def test_an_acquire_for_an_sa_that_was_taken_from_the_kernel_makes_a_new_pair() -> None:
+    world = keyed()
+    (old,) = world["alice"].endpoint.pairs
+    world["alice"].kernel.remove(old.outbound)
+    world.acquire("alice", "bob")
+    world.run(1.0)
+    assert passes(world, "alice", "bob") == "esp"
+
+
 def test_initiating_anew_replaces_the_pair() -> None:
     world = keyed()
     (old,) = world["alice"].endpoint.pairs
@@ -358,7 +375,8 @@ def test_an_exchange_without_an_xid_takes_none_from_another() -> None:
 def test_a_rekey_that_joins_a_running_create_still_ends_the_old_pair() -> None:
     world = keyed()
     (old,) = world["alice"].endpoint.pairs
-    world.acquire("alice", "bob")
+    addresses = world["alice"].address, world["bob"].address
+    world["alice"].endpoint.initiate(*addresses, world.now, lambda *_: None)
     world["alice"].endpoint.kernel_event(Expire(old.outbound, old.reqid, hard=False), world.now)
     world.settle()
     world.run(20.0)

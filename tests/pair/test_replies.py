@@ -235,14 +235,14 @@ def test_a_tgt_rep_makes_no_peer_dead_and_takes_no_ticket_away() -> None:
     world.run()
     (pair,) = world["alice"].endpoint.pairs
     world["alice"].kdc_up = False  # only the ticket that is there already will do
-    world.acquire("alice", "bob")
+    world.initiate("alice", "bob")
     world.wire.clear()
     assert not unproven(world, kink.TgtRep(b"ticket"))
     assert pair in list(world["alice"].endpoint.pairs)
-    world.run(1.0)
+    world.run(0.5)
     assert len(world["alice"].endpoint.pairs) == 2
-    world.acquire("alice", "bob")
-    world.run(1.0)
+    world.initiate("alice", "bob")
+    world.run(0.5)
     assert len(world["alice"].endpoint.pairs) == 3
 
 
@@ -254,11 +254,11 @@ def test_a_ticket_that_would_end_within_the_transaction_is_not_begun_with() -> N
     world.run()
     first = ticket_of(command_of(world))
     world.advance(100 - TRANSACTION_SECONDS - 2)
-    world.acquire("alice", "bob")
+    world.initiate("alice", "bob")
     world.run()
     assert ticket_of(command_of(world)) == first
     world.advance(100 - TRANSACTION_SECONDS)
-    world.acquire("alice", "bob")
+    world.initiate("alice", "bob")
     assert ticket_of(command_of(world)) != first
 
 

@@ -308,6 +308,15 @@ class Lab:
             raise DaemonError(f"kinkctl decode: {done.stderr}")
         return done.stdout
 
+    def derived_keymat(self, pcap: Path, keytab: Path) -> dict[int, bytes]:
+        """The KEYMAT of every SA that ``kinkctl decode`` finds in a capture, by SPI."""
+        document = json.loads(self.decode(pcap, keytab, "--json", "--show-keys"))
+        return {
+            int(keys["spi"], 16): bytes.fromhex(keys["encryption"] + keys["authentication"])
+            for packet in document["packets"]
+            for keys in packet.get("keymat", [])
+        }
+
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:
     """Wait until ``condition`` holds.

@@ -52,7 +52,7 @@ def _state(block: str) -> KernelSa | None:
     algorithms = {
         kind: (name, bytes.fromhex(key))
         for kind, name, key in re.findall(
-            r"^\s+(aead|enc|auth-trunc) (\S+) 0x([0-9a-f]*)", block, flags=re.MULTILINE
+            r"^\s+(aead|enc|auth-trunc) (\S+) (?:0x)?([0-9a-f]*)", block, flags=re.MULTILINE
         )
     }
     if head is None or not algorithms:

@@ -156,6 +156,12 @@ class World:
         self[source].endpoint.kernel_event(event, self.now)
         self.settle()
 
+    def initiate(self, source: str, destination: str) -> None:
+        """An administrator wants a new pair, whatever there is."""
+        addresses = self[source].address, self[destination].address
+        self[source].endpoint.initiate(*addresses, self.now, lambda *_: None)
+        self.settle()
+
     def settle(self) -> None:
         """Carry out what the endpoints want; datagrams go onto the wire."""
         busy = True

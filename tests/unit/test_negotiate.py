@@ -36,6 +36,13 @@ def test_the_optimistic_proposal_wins_where_it_is_allowed() -> None:
     assert choice.optimistic
 
 
+def test_an_offer_without_esn_is_not_taken_where_policy_wants_it() -> None:
+    plain, wide = offer(), replace(offer(number=2), esn=True)
+    assert choose([plain, wide], [GCM], Mode.TRANSPORT, HOUR, esn=True).offer is wide
+    with pytest.raises(PeerError, match="no-proposal-chosen"):
+        choose([plain], [GCM], Mode.TRANSPORT, HOUR, esn=True)
+
+
 def test_another_is_chosen_where_it_is_not() -> None:
     choice = choose([offer(CBC), offer(GCM, 2)], [GCM], Mode.TRANSPORT, HOUR)
     assert choice.offer.proposal == 2
@@ -51,6 +58,8 @@ def test_another_is_chosen_where_it_is_not() -> None:
         [replace(offer(), mode=None)],
         [replace(offer(), readable=False)],
         [replace(offer(), key_bits=128)],
+        [replace(offer(), key_bits=None)],
+        [replace(offer(), esn=True)],
     ],
 )
 def test_nothing_acceptable_is_no_proposal_chosen(offers: list[Offer]) -> None:
@@ -97,6 +106,8 @@ def test_the_initiator_uses_the_shorter_and_refuses_the_longer(
     [
         {"transform_id": 12},
         {"key_bits": 128},
+        {"key_bits": None},
+        {"esn": True},
         {"authentication_id": 2},
         {"mode": Mode.TUNNEL},
         {"readable": False},

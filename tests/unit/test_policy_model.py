@@ -47,6 +47,18 @@ def test_the_default_profile_is_there_without_being_written() -> None:
     assert fast.lifetime.seconds == 3600
 
 
+@pytest.mark.parametrize(("more", "esn"), [("", False), ("esn = true\n", True)])
+def test_a_profile_names_its_suites_and_wants_esn_only_where_it_says_so(
+    more: str, esn: bool
+) -> None:
+    profile = f'[profiles.x]\nsuites = ["null-sha256", "aes128gmac"]\n{more}'
+    found = policy(HOSTS + profile + rule("r", '"all"', '"all"', more='profile = "x"'))
+    made = found.rules[0].profile
+    assert made is not None
+    assert [suite.name for suite in made.suites] == ["null-sha256", "aes128gmac"]
+    assert made.esn is esn
+
+
 def test_groups_contain_groups() -> None:
     text = HOSTS + '[groups]\nouter = ["inner", "carol"]\ninner = ["alice"]\n'
     found = policy(text + rule("r", '"outer"', '"bob"')).rules[0]
@@ -98,7 +110,10 @@ CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
         ("[groups]\nall = []\n", "it cannot be set"),
         ("[groups]\nbob = []\n", '"bob" is a host already'),
         ('[profiles.x]\nsuites = ["aes256gcm61"]\n', 'did you mean "aes256gcm16"?'),
+        ('[profiles.x]\nsuites = ["3des"]\n', 'it can be "aes256gcm16", "aes128gcm16", "chacha20'),
+        ('[profiles.x]\nsuites = ["chacha20"]\n', 'did you mean "chacha20poly1305"?'),
         ("[profiles.x]\nsuites = []\n", "an empty list"),
+        ('[profiles.x]\nsuites = "null-sha256"\nesn = 1\n', "1 is neither true nor false"),
         ('[profiles.x]\nsuites = "aes256gcm16"\nlifetime = "29s"\n', "out of range; 30s"),
         (rule("r", '"bbo"', '"all"'), 'did you mean "bob"?'),
         (rule("r", "[]", '"all"'), "an empty list"),

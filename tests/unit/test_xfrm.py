@@ -95,6 +95,22 @@ def test_the_replay_window_goes_in_the_attribute_without_the_esn_flag() -> None:
     assert Attribute.REPLAY_ESN_VAL not in attached
 
 
+def test_esn_is_the_flag_beside_the_same_attribute() -> None:
+    message, attached = only(xfrm.install(replace(sa(), esn=True), 1))
+    assert message.payload[215] == 0  # replay_window
+    assert message.payload[216] == 128  # XFRM_STATE_ESN
+    replay = attached[Attribute.REPLAY_ESN_VAL]
+    assert replay == struct.pack("=6I", 4, 0, 0, 0, 0, 128) + bytes(16)
+
+
+def test_null_encryption_is_an_algorithm_without_a_key() -> None:
+    _, attached = only(xfrm.install(sa(SUITES["null-sha256"]), 1))
+    name = b"ecb(cipher_null)"
+    assert attached[Attribute.ALG_CRYPT] == name.ljust(64, b"\0") + struct.pack("=I", 0)
+    auth = attached[Attribute.ALG_AUTH_TRUNC]
+    assert auth[64:] == struct.pack("=II", 256, 128) + bytes(range(1, 33))
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -102,6 +118,7 @@ def test_the_replay_window_goes_in_the_attribute_without_the_esn_flag() -> None:
         ({"selector": Selector(ip_network("10.9.0.0/24"), ip_network(B4))}, "address pair"),
         ({"selector": Selector.between(B4, A4)}, "address pair"),
         ({"replay_window": 4097}, "replay window"),
+        ({"replay_window": 0, "esn": True}, "ESN without a replay window"),
         ({"id": SaId(A4, B4, 0)}, "SPI"),
         ({"id": SaId(A6, B4, 5)}, "two families"),
         ({"suite": replace(CBC, authentication=None)}, "KEYMAT|integrity"),
@@ -204,12 +221,13 @@ def test_a_policy_reads_back_as_it_was_written(entry: SpdEntry) -> None:
     st.sampled_from([("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")]),
     st.integers(1, 2**32 - 1),
     st.builds(SaLimits, *[st.none() | st.integers(1, 2**64 - 2)] * 6),
+    st.booleans(),
 )
 def test_an_sa_reads_back_as_it_was_written(
-    suite: Suite, ends: tuple[str, str], spi: int, limits: SaLimits
+    suite: Suite, ends: tuple[str, str], spi: int, limits: SaLimits, esn: bool
 ) -> None:
     made = sa(suite, *ends)
-    made = replace(made, id=replace(made.id, spi=spi), limits=limits)
+    made = replace(made, id=replace(made.id, spi=spi), limits=limits, esn=esn)
     (message,) = netlink.messages(xfrm.install(made, 1))
     state = answers.read_state(message)
     assert state is not None
@@ -217,6 +235,7 @@ def test_an_sa_reads_back_as_it_was_written(
     assert (state.selector, state.limits) == (made.selector, limits)
     names = (suite.aead, suite.encryption, suite.authentication)
     assert state.algorithms == tuple(name for name in names if name)
+    assert state.esn is esn
     assert not state.larval
     assert answers.read_spi(message) == spi
 
