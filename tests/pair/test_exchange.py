@@ -103,8 +103,11 @@ def test_a_reply_to_an_earlier_authenticator_is_accepted() -> None:
     world.acquire("alice", "bob")
     first = world.wire.popleft()
     world.advance(0.6)
-    assert len(world.wire) == 1  # the retransmission, in flight
+    retransmission = world.wire.popleft()
     world.deliver(first)
+    world.deliver(world.wire.popleft())  # the REPLY to the first, when the second is out
+    assert_keyed_once(world)
+    world.deliver(retransmission)
     world.run()
     assert_keyed_once(world)
 

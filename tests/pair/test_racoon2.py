@@ -16,6 +16,7 @@ from pathlib import Path as File
 import pytest
 
 from kinkd.decode import pcap
+from kinkd.document import Document
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import FetchTicket, Path, Send
@@ -31,7 +32,7 @@ from kinkd.kernel.memory import MemoryKernel
 from kinkd.kernel.port import Acquire
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import Host, IpsecProtocol, Mode, Selector
-from kinkd.policy import sources
+from kinkd.policy import model
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import MessageType
 from tests.support import recordings
@@ -44,7 +45,7 @@ TWO_WAY = ["esp2way", "esp2way-etype17"]
 
 
 def profile():
-    rule = sources.load_file(str(CONF)).rule_between("alice", "bob")
+    rule = model.read(Document.parse(CONF.name, CONF.read_bytes())).rule_between("alice", "bob")
     assert rule is not None
     assert rule.profile is not None
     return rule.profile

@@ -38,6 +38,15 @@ def test_padding_is_zero_and_in_no_payload_length():
     assert len(octets) % 4 == 0
 
 
+@pytest.mark.rfc("4430-4.1-1", "4430-4-4")
+@pytest.mark.parametrize("octets", range(1, 6))
+def test_an_unprotected_message_ends_with_its_last_payload(octets):
+    message = kink.Message(MessageType.REPLY, 1, (kink.KrbError(bytes(octets)),))
+    whole = kink.encode(message, protected=False)
+    assert len(whole) == int.from_bytes(whole[2:4]) == 16 + 4 + octets
+    assert kink.decode(whole).message == message
+
+
 @pytest.mark.rfc("4430-4-10")
 def test_the_checksum_covers_the_padding_before_it_and_completes_the_lengths():
     signed = kink.encode(STATUS)
