@@ -90,8 +90,9 @@ def test_an_ipv6_fragment_of_its_own_leaves_others_alone():
 def test_the_first_fragment_says_what_ipv6_carries_even_behind_more_headers():
     whole = bytes((17, 0)) + bytes(6) + WHOLE  # destination options
     first, second = cut(whole, 1600)
-    _, packet = read(ipv6(*second, protocol=99), ipv6(*first, protocol=60))
-    assert packet.octets == MESSAGE
+    frames = [ipv6(*first, protocol=60), ipv6(*second, protocol=99)]
+    assert read(*frames)[-1].octets == MESSAGE
+    assert read(*frames[::-1])[-1].octets == MESSAGE
 
 
 def test_a_fragmented_packet_that_is_not_kink_is_told_in_brief():
