@@ -33,7 +33,7 @@ def run(home: Path, *arguments: str) -> str:
         env={"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
     )
     said = [line for line in done.stderr.splitlines() if not line.startswith("Running as user")]
-    assert (done.returncode, said) == (0, [])
+    assert (done.returncode, said) == (0, []), (done.returncode, said[:5])
     return done.stdout
 
 
