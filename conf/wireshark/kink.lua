@@ -258,6 +258,24 @@ local function principal(m, tree, from, to)
     end
 end
 
+-- Whether a chain of ISAKMP payloads (RFC 2408 §3.2) keeps within the octets that are there. The
+-- built-in dissector trips over a Security Association without its situation (RFC 2407 §4.6.1).
+local function sound(kind, octets)
+    local from = 0
+    while kind ~= 0 do
+        local left = octets:len() - from
+        if left < 4 then
+            return false
+        end
+        local length = octets:get_index(from + 2) * 256 + octets:get_index(from + 3)
+        if length < (kind == 1 and 12 or 4) or length > left then
+            return false
+        end
+        kind, from = octets:get_index(from), from + length
+    end
+    return true
+end
+
 -- §4.2.6. ISAKMP payloads are read by the built-in dissector behind an ISAKMP header, which KINK
 -- has not: one is made up, with the XID as message id.
 local function isakmp(m, tree, from, to)
@@ -278,14 +296,20 @@ local function isakmp(m, tree, from, to)
     if not body then
         return
     end
+    local octets = body:bytes()
     if version ~= 0x10 or m.doi ~= DOI_IPSEC or m.tvb:len() < to then
+        tree:add(f.data, body)
+        return
+    end
+    if not sound(first, octets) then
+        complain(tree, e.length, "A Quick Mode payload is too short or too long")
         tree:add(f.data, body)
         return
     end
     -- RFC 2408 §3.1: cookies, next payload, version 1.0, Quick Mode, no flags, message id, length
     local header = string.format("%s%02x102000%08x%08x", string.rep("00", 16), first, m.xid, 28 + body:len())
     local whole = ByteArray.new(header)
-    whole:append(body:bytes())
+    whole:append(octets)
     local inner = tree:add(kink, body, "Quick Mode payloads, behind an ISAKMP header made up to show them")
     hand_over("isakmp", whole:tvb("Quick Mode payloads"), m.pinfo, inner)
 end

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
+from kinkd.decode.fragments import Reassembler, RefusedError
 from kinkd.errors import LocalError, PeerError
 from kinkd.model import IPAddress
 from kinkd.wire.cursor import Cursor
@@ -27,14 +28,14 @@ _ETHERNET = Struct("!12xH")
 _TAG = Struct("!2xH")
 _SLL = Struct("!14xH")
 _SLL2 = Struct("!H18x")
-_IPV4 = Struct("!B1xH2xH1xB2x4s4s")
+_IPV4 = Struct("!B1xHHH1xB2x4s4s")
 _IPV6 = Struct("!B3xHB1x16s16s")
 _UDP = Struct("!HHH2x")
 _PORTS = Struct("!HH")
 _ESP = Struct("!II")
 _AH = Struct("!B3xII")
 _EXTENSION = Struct("!BB")
-_FRAGMENT = Struct("!BxH4x")
+_FRAGMENT = Struct("!BxHI")
 
 _ETHERTYPE_IPV4 = 0x0800
 _ETHERTYPE_IPV6 = 0x86DD
@@ -99,26 +100,34 @@ def read(octets: bytes) -> Iterator[Packet]:
         known = ", ".join(str(number) for number in sorted(_LINKS))
         raise LocalError(f"link type {link} is not one that can be read ({known})")
     record = Struct(f"{order}IIII")
+    fragments = Reassembler()
     while cursor.remaining:
         seconds, fraction, captured, original = cursor.unpack(record)
         if captured > MAX_FRAME:
             raise LocalError(f"a damaged capture file: a frame of {captured} octets")
         time = seconds * 1_000_000_000 + fraction * unit
-        yield _read_frame(time, cursor.take(captured), _LINKS[link], original > captured)
+        frame = cursor.take(captured)
+        yield _read_frame(time, frame, _LINKS[link], original > captured, fragments)
 
 
 def _damaged(detail: str) -> LocalError:
     return LocalError(f"a damaged or cut-off capture file: {detail}")
 
 
-def _read_frame(time: int, frame: bytes, link: Callable[[Cursor], int], cut: bool) -> Packet:
+def _read_frame(
+    time: int,
+    frame: bytes,
+    link: Callable[[Cursor], int],
+    cut: bool,
+    fragments: Reassembler,
+) -> Packet:
     cursor = Cursor(frame, _UnreadableError)
     try:
         ethertype = link(cursor)
         if ethertype == _ETHERTYPE_IPV4:
-            return _read_ipv4(time, cursor)
+            return _read_ipv4(time, cursor, fragments)
         if ethertype == _ETHERTYPE_IPV6:
-            return _read_ipv6(time, cursor)
+            return _read_ipv6(time, cursor, fragments)
     except _UnreadableError as error:
         why = "cut off by the capture" if cut else error.detail
         return Other(time, "unreadable", True, detail=why)
@@ -156,33 +165,67 @@ _LINKS: Mapping[int, Callable[[Cursor], int]] = {
 }
 
 
-def _read_ipv4(time: int, cursor: Cursor) -> Packet:
-    first, total, fragment, protocol, source, destination = cursor.unpack(_IPV4)
+def _read_ipv4(time: int, cursor: Cursor, fragments: Reassembler) -> Packet:
+    first, total, identification, flags, protocol, source, destination = cursor.unpack(_IPV4)
     header = (first & 0x0F) * 4
     cursor.take(header - _IPV4.size)
     body = cursor.sub(total - header)
     ends = IPv4Address(source), IPv4Address(destination)
-    if fragment & 0x3FFF:  # More Fragments, or an offset
-        return _fragment(time, ends, protocol)
+    if flags & 0x3FFF:  # More Fragments, or an offset
+        key = (*ends, protocol, identification)  # RFC 791 §3.2
+        more, offset = bool(flags & 0x2000), (flags & 0x1FFF) * 8
+        return _read_fragment(time, ends, key, protocol, offset, more, body, fragments)
     return _read_transport(time, ends, protocol, body)
 
 
-def _read_ipv6(time: int, cursor: Cursor) -> Packet:
+def _read_ipv6(time: int, cursor: Cursor, fragments: Reassembler) -> Packet:
     _, length, protocol, source, destination = cursor.unpack(_IPV6)
     body = cursor.sub(length)
     ends = IPv6Address(source), IPv6Address(destination)
-    while protocol in _EXTENSIONS:
-        protocol, units = body.unpack(_EXTENSION)
-        body.take(units * 8 + 6)
+    protocol = _skip_extensions(protocol, body)
     if protocol == _FRAGMENT_HEADER:
-        protocol, _ = body.unpack(_FRAGMENT)
-        return _fragment(time, ends, protocol)
+        protocol, place, identification = body.unpack(_FRAGMENT)
+        key = (*ends, identification)  # RFC 8200 §4.5
+        more, offset = bool(place & 1), place & 0xFFF8
+        if not more and not offset:
+            key = (*ends, None)  # a fragment of its own, whatever else is under way: RFC 6946 §4
+        return _read_fragment(time, ends, key, protocol, offset, more, body, fragments)
     return _read_transport(time, ends, protocol, body)
 
 
-def _fragment(time: int, ends: tuple[IPAddress, IPAddress], protocol: int) -> Other:
+def _skip_extensions(protocol: int, body: Cursor) -> int:
+    while protocol in _EXTENSIONS:
+        protocol, units = body.unpack(_EXTENSION)
+        body.take(units * 8 + 6)
+    return protocol
+
+
+def _read_fragment(
+    time: int,
+    ends: tuple[IPAddress, IPAddress],
+    key: Hashable,
+    protocol: int,
+    offset: int,
+    more: bool,
+    body: Cursor,
+    fragments: Reassembler,
+) -> Packet:
+    """A fragment in brief, or the packet that it completes."""
+    try:
+        whole = fragments.add(time, key, protocol, offset, more, body.rest())
+    except RefusedError as error:
+        return _fragment(time, ends, protocol, f"an IP fragment, refused: {error.detail}")
+    if whole is None:
+        return _fragment(time, ends, protocol, "an IP fragment")
+    protocol, body = whole[0], Cursor(whole[1], _UnreadableError)
+    if ends[0].version == 6:  # destination options may follow the Fragment header: RFC 8200 §4.1
+        protocol = _skip_extensions(protocol, body)
+    return _read_transport(time, ends, protocol, body)
+
+
+def _fragment(time: int, ends: tuple[IPAddress, IPAddress], protocol: int, detail: str) -> Other:
     name = _PROTOCOLS.get(protocol, f"protocol {protocol}")
-    return Other(time, name, protocol not in (50, 51), *ends, "an IP fragment")
+    return Other(time, name, protocol not in (50, 51), *ends, detail)
 
 
 def _read_transport(

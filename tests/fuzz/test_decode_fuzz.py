@@ -14,11 +14,18 @@ from kinkd.decode.document import plain
 from kinkd.decode.reader import Reader
 from kinkd.errors import LocalError
 from kinkd.kerberos.keytab import read_keytab
-from tests.support import recordings
+from tests.support import packets, recordings
 
 CAPTURES = [recordings.capture(name) for name in ("esp2way", "delete", "wrongkey")]
 KEYS = read_keytab(recordings.keytab("esp2way"))
 DATAGRAMS = recordings.datagrams("esp2way")
+WHOLE = packets.udp(DATAGRAMS[0].octets)
+CAPTURES.append(  # one message in two fragments
+    packets.capture(
+        packets.ipv4(17, WHOLE[:400], fragment=0x2000),
+        packets.ipv4(17, WHOLE[400:], fragment=400 // 8),
+    )
+)
 
 
 @st.composite

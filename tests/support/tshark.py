@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import os
-import struct
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tests.support import packets
+
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "conf" / "wireshark" / "kink.lua"
 
-_HOSTS = bytes((10, 99, 0, 1)), bytes((10, 99, 0, 2))
-_RAW_IP = 101
-_UDP = 17
 
-
-def capture(datagrams: Iterable[bytes], port: int = 910, snap: int = 0x40000) -> bytes:
-    """A capture file of UDP datagrams between two hosts, cut off at ``snap`` octets a frame."""
-    octets = bytearray(struct.pack("<IHHIIII", 0xA1B2C3D4, 2, 4, 0, 0, 0x40000, _RAW_IP))
-    for number, payload in enumerate(datagrams):
-        udp = struct.pack("!HHHH", port, port, 8 + len(payload), 0) + payload
-        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), number & 0xFFFF, 0, 64, _UDP, 0)
-        frame = head + _HOSTS[0] + _HOSTS[1] + udp
-        octets += struct.pack("<IIII", number, 0, min(len(frame), snap), len(frame))
-        octets += frame[:snap]
-    return bytes(octets)
+def capture(datagrams: Iterable[bytes], snap: int = 65535) -> bytes:
+    """A capture file of KINK datagrams, cut off at ``snap`` octets a frame."""
+    frames = [packets.ipv4(17, packets.udp(octets)) for octets in datagrams]
+    return packets.capture(*frames, snap=snap)
 
 
 def run(home: Path, *arguments: str) -> str:
@@ -42,7 +33,7 @@ def run(home: Path, *arguments: str) -> str:
         env={"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
     )
     said = [line for line in done.stderr.splitlines() if not line.startswith("Running as user")]
-    assert (done.returncode, said) == (0, [])
+    assert (done.returncode, said) == (0, []), (done.returncode, said[:5])
     return done.stdout
 
 

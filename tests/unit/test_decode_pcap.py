@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 
 import pytest
 
 from kinkd.decode import pcap
 from kinkd.errors import LocalError
-
-A4, B4 = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
-A6, B6 = IPv6Address("fd00::1").packed, IPv6Address("fd00::2").packed
-
-
-def capture(*frames, link=101, order="<", magic=0xA1B2C3D4, fraction=5):
-    head = struct.pack(order + "IHHIIII", magic, 2, 4, 0, 0, 65535, link)
-    records = (struct.pack(order + "IIII", 1, fraction, len(f), len(f)) + f for f in frames)
-    return head + b"".join(records)
-
-
-def udp(payload=b"payload", source=910, destination=910):
-    return struct.pack("!HHHH", source, destination, 8 + len(payload), 0) + payload
-
-
-def ipv4(protocol, body, fragment=0):
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, fragment, 64, protocol, 0)
-    return head + A4 + B4 + body
-
-
-def ipv6(protocol, body):
-    return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + A6 + B6 + body
+from tests.support.packets import capture, ipv4, ipv6, udp
 
 
 def only(octets):
@@ -95,9 +74,9 @@ ESP = struct.pack("!II", 0x1234, 7) + bytes(16)
         (ipv4(17, udp(source=1000, destination=88)), "UDP", True, "port 1000 > 88"),
         (ipv4(6, struct.pack("!HH", 1, 2)), "TCP", True, "port 1 > 2"),
         (ipv4(99, b""), "protocol 99", True, ""),
-        (ipv4(17, udp(), fragment=0x2000), "UDP", True, "an IP fragment"),
+        (ipv4(17, udp(b"12345678"), fragment=0x2000), "UDP", True, "an IP fragment"),
         (ipv4(17, udp(), fragment=3), "UDP", True, "an IP fragment"),
-        (ipv6(44, bytes((17, 0, 0, 1)) + bytes(4)), "UDP", True, "an IP fragment"),
+        (ipv6(44, bytes((17, 0, 0, 1)) + bytes(12)), "UDP", True, "an IP fragment"),
     ],
 )
 def test_what_is_not_kink_is_told_in_brief(frame, kind, clear, detail):

@@ -13,7 +13,7 @@ from kinkd.decode import reader, text
 from kinkd.errors import LocalError
 from kinkd.kerberos.keytab import read_keytab
 from kinkd.wire.numbers import ProtocolId
-from tests.support import recordings
+from tests.support import packets, recordings
 
 KEYED = ("ah", "ah_esp", "esp2way", "esp2way-etype17", "esp3way-prop2", "tunnel")
 
@@ -50,6 +50,29 @@ def test_every_recorded_message_is_read_to_the_last_field(name):
                 assert payload.kerberos.authenticator is not None
             if isinstance(payload.kerberos, reader.ApRepView):
                 assert payload.kerberos.matches
+
+
+def test_a_message_in_ip_fragments_is_decoded_as_it_is_in_one_piece(tmp_path):
+    create = recordings.datagrams("esp2way")[0].octets
+    whole = packets.udp(create)
+    assert len(whole) > 800
+    printed = []
+    for frames in (
+        [packets.ipv4(17, whole)],
+        [
+            packets.ipv4(17, whole[400:], fragment=400 // 8),
+            packets.ipv4(17, whole[:400], fragment=0x2000),
+        ],
+    ):
+        path = tmp_path / f"{len(frames)}.pcap"
+        path.write_bytes(packets.capture(*frames))
+        out = io.StringIO()
+        keys = str(recordings.INTEROP / "esp2way" / "realm.keytab")
+        assert command.run(str(path), keys, False, True, out) == 0
+        printed.append(json.loads(out.getvalue()))
+    single, cut = printed
+    assert cut["packets"][1:] == single["packets"]
+    assert cut["packets"][0]["detail"] == "an IP fragment"
 
 
 @pytest.mark.rfc("4430-4-11")

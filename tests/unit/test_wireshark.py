@@ -240,10 +240,12 @@ FAULTS = {
     "kink4430.chain.bad": changed(GOOD, 28, b"\x06"),
     "kink4430.trailing.present": GOOD + b"behind",
     "kink4430.unauthenticated": ALONE,
-    "kink4430.isakmp.clear": reply(isakmp.encode(QUICK_MODE)),
+    "kink4430.isakmp.clear": reply(kink.Isakmp(0, b"")),
     "kink4430.isakmp.version": reply(kink.Isakmp(1, b"", 1, 1)),
     "kink4430.handed": GOOD,  # whose "abc" is no AP-REP
 }
+CLEAR = reply(isakmp.encode(QUICK_MODE))
+SHORT = "A Quick Mode payload is too short or too long"
 LENGTHS = {
     "Length 15, where 16 to 72 is possible": changed(ALONE.ljust(72, b"\0"), 3, b"\x0f"),
     "Checksum length 9, where 8 is the most possible": changed(ALONE, 14, b"\x00\x09"),
@@ -255,6 +257,20 @@ LENGTHS = {
         ALONE[:16] + b"\x09\0\0\x04" * 300, 2, (16 + 1200).to_bytes(2)
     ),
 }
+
+
+def test_quick_mode_payloads_that_cannot_be_are_not_handed_on(tmp_path):
+    """An SA of under 12 octets makes the built-in dissector report a fault of its own."""
+    alone = [
+        reply(kink.Isakmp(1, bytes((0, 0, 0, size)).ljust(size, b"\0")))
+        for size in (4, 7, 8, 11, 12)
+    ]
+    sent = [*alone, *(changed(CLEAR, 26, size.to_bytes(2)) for size in (3, 36, 37, 0x7FFF))]
+    fields = ("_ws.expert.message", "isakmp.typepayload")
+    found = tshark.rows(tmp_path, tshark.capture(sent), fields)
+    refused = [SHORT in row["_ws.expert.message"] for row in found]
+    assert refused == [True] * 4 + [False] + [True, False, True, True]
+    assert [bool(row["isakmp.typepayload"]) for row in found] == [not bad for bad in refused]
 
 
 def test_every_fault_is_named_in_the_expert_information(tmp_path):
@@ -284,9 +300,9 @@ def mutations(seed, octets):
     yield dice.randbytes(dice.randrange(1, 200))
 
 
-@pytest.mark.parametrize("snap", [0x40000, 90])
+@pytest.mark.parametrize("snap", [65535, 90])
 def test_no_octets_make_the_dissector_fail(tmp_path, snap):
-    whole = [reply(kink.ApRep(5, b""), isakmp.encode(QUICK_MODE)), reply(kink.TgtReq(b"name"))]
+    whole = [CLEAR, reply(kink.TgtReq(b"name")), reply(kink.TgtRep(recorded_ticket()))]
     sent = [
         octets
         for seed, original in enumerate(EVERY_RECORDED + whole * 10)
