@@ -10,6 +10,7 @@ from kinkd.app import config as configuration
 from kinkd.app.config import Config
 from kinkd.errors import KinkdError, LocalError
 from kinkd.kerberos import keytab
+from kinkd.keying import dh
 from kinkd.model import Action, Direction, Host, Lifetime, PortMatch, Protection, SpdEntry
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
@@ -103,11 +104,18 @@ def _peers(policy: RealmPolicy, host: HostPolicy) -> Iterator[str]:
             f"  profile      {profile.name}: {', '.join(suite.name for suite in profile.suites)};"
             f" {'ESN; ' if profile.esn else ''}{_lifetime(profile.lifetime)}"
         )
+        yield f"  secrecy      {_secrecy(profile.group)}"
         for local, remote, each in host.protections:
             if each.peer.name == protection.peer.name:
                 yield f"  between      {local} and {remote}, reqid {each.reqid:#x}"
     for other in host.others:
         yield f"{other.name}: clear, {_why_clear(policy, host.me, other)}"
+
+
+def _secrecy(group: int | None) -> str:
+    if group is None:
+        return "NOT forward: a stolen Kerberos key opens recorded traffic (group = none)"
+    return f"forward, by {dh.GROUPS[group].name}"
 
 
 def _lifetime(lifetime: Lifetime) -> str:

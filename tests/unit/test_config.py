@@ -147,6 +147,7 @@ def test_check_says_what_would_apply(tmp_path: Path) -> None:
         "bob: ESP required, by rule 'everyone else'",
         "between      2001:db8::10 and 2001:db8::11, reqid 0x4b00",
         "profile      cbc: aes256-sha256, aes128-sha256; a new SA after 28800 s",
+        "secrecy      forward, by ecp256",
         "printer: clear, by rule 'the printer knows no IPsec'",
         "out ::/0 -> ::/0 icmpv6 type 135: clear",
         "in  0.0.0.0/0 port 910 -> 0.0.0.0/0 port 910 udp: clear",
