@@ -262,6 +262,28 @@ def test_a_ticket_that_would_end_within_the_transaction_is_not_begun_with() -> N
     assert ticket_of(command_of(world)) != first
 
 
+@pytest.mark.rfc("4430-9-7", "4430-9-8")
+def test_a_command_is_sent_again_under_its_own_ticket_though_there_is_a_newer_one() -> None:
+    world = World()
+    world["alice"].tickets._lifetime = 100
+    world.acquire("alice", "bob")
+    world.run()
+    world.advance(68.0)
+    world.acquire("alice", "bob")
+    create = command_of(world)
+    world.run(4.0, pass_on=lambda _: [])
+    world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
+    world.settle()
+    delete = command_of(world)
+    assert delete.type is MessageType.DELETE
+    assert ticket_of(delete) != ticket_of(create)
+    world.sent.clear()
+    world.run(10.0, pass_on=lambda _: [])
+    again = [kink.decode(send.datagram).message for send in world.sent]
+    tickets = {ticket_of(each) for each in again if each.xid == create.xid}
+    assert tickets == {ticket_of(create)}
+
+
 def ticket_of(command: kink.Message) -> bytes:
     request = command.payloads[0]
     assert isinstance(request, kink.ApReq)
