@@ -155,6 +155,8 @@ class Creating:
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer made a pair of which we have no half: a black hole, were it left there."""
+        if self._created_by_peer:
+            return  # it was told already
         if self._inbound is not None and quickmode.holds_association(reply.inner):
             self.lifecycle.disown(exchange.peer, exchange.path, self._inbound.spi, now)
 

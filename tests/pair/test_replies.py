@@ -269,7 +269,7 @@ def test_a_command_is_sent_again_under_its_own_ticket_though_there_is_a_newer_on
     world.acquire("alice", "bob")
     world.run()
     world.advance(68.0)
-    world.acquire("alice", "bob")
+    world.initiate("alice", "bob")
     create = command_of(world)
     world.run(4.0, pass_on=lambda _: [])
     world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
