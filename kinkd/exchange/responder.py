@@ -347,8 +347,8 @@ def _reply_creation(
 ) -> kink.Isakmp:
     """The chosen proposal under its own numbers, with our SPI (RFC 2409 §5.5)."""
     lifetime = choice.lifetime
-    if choice.offer.lifetime.kilobytes is None:  # what was not offered is not answered
-        lifetime = replace(lifetime, kilobytes=None)
+    if lifetime.kilobytes is not None and choice.offer.lifetime.kilobytes is None:
+        lifetime = replace(lifetime, kilobytes=None)  # what was not offered is not answered
     proposal = quickmode.propose(
         choice.suite,
         protection.mode,

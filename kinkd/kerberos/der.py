@@ -94,6 +94,11 @@ class Reader:
             return self.enter(_CONTEXT | number)
         return None
 
+    def skip_to(self, number: int) -> None:
+        """Pass over the fields before ``[number]``, unread."""
+        while self and _CONTEXT <= self._data[self._at] < _CONTEXT | number:
+            self._at = self._extent()[1]
+
     def extensions(self, last: int) -> None:
         """Pass over fields numbered above ``last``, in order: a later specification's."""
         while self:

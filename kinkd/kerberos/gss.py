@@ -101,8 +101,8 @@ class GssTicket:
             # The cache holds no TGT: libkrb5 can only say that it finds nothing usable.
             why = "it has expired" if self.end <= time.time() else _text(error)
             raise TicketUnavailable(f"the ticket for {self.server} cannot be used: {why}") from None
-        made = _authenticator(messages.read_ap_req(ap_req), self.key)
-        return Authenticator(ap_req, made.ctime, made.cusec)
+        ctime, cusec = _authenticator_time(messages.read_ap_req(ap_req), self.key)
+        return Authenticator(ap_req, ctime, cusec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,16 +347,16 @@ class GssAcceptor:
         ):
             raise TicketRefused("client-mismatch", f"not the ticket of {opened.client}", 36)
         try:
-            made = _authenticator(self._read_again(opened.ap_req), opened.key)
+            ctime, cusec = _authenticator_time(self._read_again(opened.ap_req), opened.key)
         except PeerError as error:
             raise TicketRefused(error.reason, error.detail, _MSG_TYPE) from None
-        if made.ctime + made.cusec / 1_000_000 < self._birth:
+        if ctime + cusec / 1_000_000 < self._birth:
             raise TicketRefused(
                 "before-replay-cache", f"authenticator of {opened.client} is older", None
             )
         # Not the one that GSSAPI may give: without a checksum in the authenticator it gives none.
-        answer = messages.build_ap_rep(opened.key, made.ctime, made.cusec)
-        return Accepted(answer, made.ctime, made.cusec)
+        answer = messages.build_ap_rep(opened.key, ctime, cusec)
+        return Accepted(answer, ctime, cusec)
 
     def _read_again(self, ap_req: bytes) -> messages.ApReq:
         # Almost always the one that was opened last: to read it costs more than to decrypt it.
@@ -456,9 +456,9 @@ def _ap_req(creds: gss.Creds, target: gss.Name) -> bytes:
     return messages.gss_unframe(token)[1]
 
 
-def _authenticator(ap_req: messages.ApReq, key: SessionKey) -> messages.AuthenticatorPart:
+def _authenticator_time(ap_req: messages.ApReq, key: SessionKey) -> tuple[int, int]:
     plain = key.decrypt(messages.Usage.AP_REQ_AUTHENTICATOR, ap_req.authenticator_cipher)
-    return messages.read_authenticator(plain)
+    return messages.read_authenticator_time(plain)
 
 
 def _minor(error: GSSError) -> int:

@@ -174,6 +174,17 @@ def read_authenticator(plain: bytes) -> AuthenticatorPart:
     return AuthenticatorPart(client, ctime, cusec, cksumtype, subkey is not None, sequence)
 
 
+def read_authenticator_time(plain: bytes) -> tuple[int, int]:
+    """(ctime, cusec) of an authenticator that Kerberos made or accepted; the rest was its business.
+
+    Raises PeerError where they are not there.
+    """
+    fields = Reader(plain).application(Tag.AUTHENTICATOR)
+    fields.skip_to(4)
+    cusec = fields.field(4).microseconds()
+    return fields.field(5).time(), cusec
+
+
 def read_ap_rep(key: SessionKey, raw: bytes) -> tuple[int, int]:
     """(ctime, cusec) of a KRB_AP_REP, decrypted under the ticket's session key.
 
