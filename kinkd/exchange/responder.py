@@ -149,17 +149,7 @@ class Responder:
         costs nothing more.
         """
         core, peer, path = self._core, request.peer, request.path
-        if core.closing:
-            raise PeerError(
-                "closing", "this daemon is leaving", notify=NotifyType.NO_PROPOSAL_CHOSEN
-            )
-        protection = core.policy.protection(path.local, path.remote)
-        if protection is None or protection.peer.name != peer.host.name:
-            raise PeerError(
-                "no-policy",
-                f"no rule protects traffic with {path.remote}",
-                notify=NotifyType.NO_PROPOSAL_CHOSEN,
-            )
+        protection = self._protection(peer, path)
         wanted = _read_creation(request)
         suites = core.suites(protection.profile, path.remote)
         profile = protection.profile
@@ -203,6 +193,21 @@ class Responder:
         else:
             self.half_open.add(half, now)
         return answer
+
+    def _protection(self, peer: Peer, path: Path) -> Protection:
+        """What the policy demands of traffic with this peer at this address."""
+        if self._core.closing:
+            raise PeerError(
+                "closing", "this daemon is leaving", notify=NotifyType.NO_PROPOSAL_CHOSEN
+            )
+        protection = self._core.policy.protection(path.local, path.remote)
+        if protection is None or protection.peer.name != peer.host.name:
+            raise PeerError(
+                "no-policy",
+                f"no rule protects traffic with {path.remote}",
+                notify=NotifyType.NO_PROPOSAL_CHOSEN,
+            )
+        return protection
 
     def _established(self, pair: SaPair) -> None:
         core = self._core

@@ -13,7 +13,7 @@ from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kernel.port import Expire, Overrun
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import ALICE, BOB, CAROL, World
+from tests.support.pair import ALICE, BOB, CAROL, World, passes
 
 
 def keyed() -> World:
@@ -21,12 +21,6 @@ def keyed() -> World:
     world.acquire("alice", "bob")
     world.run()
     return world
-
-
-def passes(world: World, source: str, destination: str) -> str:
-    return world[source].kernel.send(
-        world[destination].kernel, world[source].address, world[destination].address
-    )
 
 
 def types_on_the_wire(world: World) -> list[MessageType]:

@@ -12,16 +12,10 @@ from kinkd.keying import dh
 from kinkd.keying.algorithms import GROUP_NUMBERS
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import BOB, FAST, World
+from tests.support.pair import BOB, FAST, World, passes
 
 STANDARD = replace(FAST, name="standard", group=19)
 QUICK = [name for name in GROUP_NUMBERS if not name.startswith("modp") or name == "modp2048"]
-
-
-def passes(world: World, source: str, destination: str) -> str:
-    return world[source].kernel.send(
-        world[destination].kernel, world[source].address, world[destination].address
-    )
 
 
 def assert_keyed_once(world: World) -> None:

@@ -10,7 +10,7 @@ from kinkd.exchange.effects import Send
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import ALICE, BOB, World
+from tests.support.pair import ALICE, BOB, World, passes
 
 CYCLE = TRANSACTION_SECONDS + 10
 
@@ -18,12 +18,6 @@ CYCLE = TRANSACTION_SECONDS + 10
 def world_of_three() -> World:
     """Bob's kernel has no AES-256: he takes alice's second proposal."""
     return World(lacking={"bob": {"aes256gcm16"}})
-
-
-def passes(world: World, source: str, destination: str) -> str:
-    return world[source].kernel.send(
-        world[destination].kernel, world[source].address, world[destination].address
-    )
 
 
 def types(world: World) -> list[MessageType]:

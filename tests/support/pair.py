@@ -91,6 +91,13 @@ class Node:
 Filter = Callable[[Send], list[Send]]
 
 
+def passes(world: World, source: str, destination: str) -> str:
+    """What becomes of a packet between two hosts: "esp", "clear", "held" or "dropped"."""
+    return world[source].kernel.send(
+        world[destination].kernel, world[source].address, world[destination].address
+    )
+
+
 class World:
     """Hosts on one network. Datagrams wait in ``wire`` until ``deliver`` or ``run`` moves them."""
 
