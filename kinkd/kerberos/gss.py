@@ -336,6 +336,9 @@ class GssAcceptor:
 
     def accept(self, opened: OpenedTicket) -> Accepted:
         """Check the authenticator, enter it in the replay cache, and answer (``port.Acceptor``)."""
+        request = self._read_again(opened.ap_req)
+        if request.authenticator_etype != opened.key.etype:
+            raise _refused(_INTEGRITY, "the authenticator is not of the ticket's session key")
         token = messages.gss_frame(opened.ap_req, messages.TOKEN_AP_REQ)
         try:
             accepted = gss.accept_sec_context(token, self._keys.creds)
@@ -347,7 +350,7 @@ class GssAcceptor:
         ):
             raise TicketRefused("client-mismatch", f"not the ticket of {opened.client}", 36)
         try:
-            ctime, cusec = _authenticator_time(self._read_again(opened.ap_req), opened.key)
+            ctime, cusec = _authenticator_time(request, opened.key)
         except PeerError as error:
             raise TicketRefused(error.reason, error.detail, _MSG_TYPE) from None
         if ctime + cusec / 1_000_000 < self._birth:

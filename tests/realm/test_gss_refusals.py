@@ -150,6 +150,15 @@ def test_octets_that_are_no_ap_req_are_refused(pair: Pair, tmp_path: Path) -> No
         assert _refused(acceptor, octets) == ("malformed-kerberos", 40)
 
 
+def test_an_authenticator_of_another_etype_than_the_session_key_is_not_genuine(
+    pair: Pair, tmp_path: Path
+) -> None:
+    genuine = pair.source().fetch(pair.bob).authenticate().ap_req
+    at = genuine.rindex(bytes((0xA0, 3, 2, 1, 18)))  # of the authenticator: the last etype
+    changed = genuine[: at + 4] + bytes((17,)) + genuine[at + 5 :]
+    assert _refused(pair.acceptor(tmp_path), changed) == ("ticket-bad-integrity", 31)
+
+
 @given(data=st.data())
 def test_any_one_bit_changed_is_refused_by_name(
     shared_pair: Pair, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
