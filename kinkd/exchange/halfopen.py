@@ -88,7 +88,13 @@ class HalfOpens:
         self._halves: dict[_Key, HalfOpen] = {}
 
     def add(self, half: HalfOpen, now: float) -> None:
-        """Take up a half whose REPLY is being sent."""
+        """Take up a half whose REPLY is being sent.
+
+        An ACK tells no more than host, EPOCH and XID: of two halves of one name the later counts.
+        """
+        before = self._halves.get(half.name)
+        if before is not None:
+            self.give_up(before, now)
         half.since = now
         self._halves[half.name] = half
         self._set_timer(half, now)

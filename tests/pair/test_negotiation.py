@@ -118,6 +118,18 @@ def test_an_xid_that_comes_again_with_another_create_makes_another_pair() -> Non
     assert len(world["bob"].endpoint.pairs) == 2
 
 
+def test_an_xid_that_comes_again_before_its_ack_leaves_one_half_that_dies() -> None:
+    world = World(lacking={"bob": {"aes256gcm16"}})
+    second = quickmode.propose(SUITES["aes128gcm16"], Mode.TRANSPORT, FAST.lifetime, 0x3000)
+    for spi in (0x2000, 0x4000):
+        tell(world, quick_mode(proposal(spi), replace(second, number=2)))
+        assert len(world["bob"].kernel.states()) == 1
+        second = replace(second, spi=b"\0\0\x50\0")
+    world["alice"].kdc_up = world["bob"].kdc_up = False
+    world.run(200.0, pass_on=lambda _: [])
+    assert not world["bob"].kernel.states()
+
+
 def test_an_xid_that_comes_again_with_a_delete_deletes() -> None:
     world = World()
     ours = chosen(tell(world, quick_mode(proposal(0x2000)))).spi
