@@ -110,15 +110,17 @@ class Creating:
         elif terms.lifetime != self.protection.profile.lifetime:
             self._install_inbound(inbound, ticket.key, terms)  # of a live SA only the limits change
         pair = self._pair(exchange, reply, answered, terms)
-        material = installing.derive(ticket.key, answered.spi, terms.seeds, terms.suite)
-        limits = installing.initiator_limits(core, terms.lifetime)
         try:
-            core.kernel.install_outbound(
-                installing.build_sa(pair.outbound, self.protection, terms.suite, material, limits),
-                self.protection.outbound_entries,
+            installing.install(
+                lambda sa: core.kernel.install_outbound(sa, self.protection.outbound_entries),
+                pair.outbound,
+                ticket.key,
+                terms.seeds,
+                self.protection,
+                terms.suite,
+                installing.initiator_limits(core, terms.lifetime),
             )
         finally:
-            material.wipe()
             terms.seeds.wipe()
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
@@ -126,14 +128,15 @@ class Creating:
         self.ended(self, exchange.path, pair, now)
 
     def _install_inbound(self, inbound: SaId, key: SessionKey, terms: _Terms) -> None:
-        material = installing.derive(key, inbound.spi, terms.seeds, terms.suite)
-        limits = installing.responder_limits(terms.lifetime)
-        try:
-            self.core.kernel.install_inbound(
-                installing.build_sa(inbound, self.protection, terms.suite, material, limits)
-            )
-        finally:
-            material.wipe()
+        installing.install(
+            self.core.kernel.install_inbound,
+            inbound,
+            key,
+            terms.seeds,
+            self.protection,
+            terms.suite,
+            installing.responder_limits(terms.lifetime),
+        )
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """Take the optimistic SA back; where the peer made its half, have it removed too."""

@@ -50,27 +50,21 @@ class HalfOpen:
 
     def install_inbound(self, core: Core) -> None:
         """From the initiator to us."""
-        self._install(core, self.pair.inbound, core.kernel.install_inbound)
+        self._install(core.kernel.install_inbound, self.pair.inbound)
 
     def install_outbound(self, core: Core) -> None:
         """From us to the initiator; where the kernel refuses it, the inbound SA goes too."""
         entries = self.protection.outbound_entries
         try:
-            self._install(
-                core, self.pair.outbound, lambda sa: core.kernel.install_outbound(sa, entries)
-            )
+            self._install(lambda sa: core.kernel.install_outbound(sa, entries), self.pair.outbound)
         except KernelError:
             core.remove_sa(self.pair.inbound)
             raise
         finally:
             self.seeds.wipe()
 
-    def _install(self, core: Core, sa: SaId, install: Callable[[Sa], None]) -> None:
-        material = installing.derive(self.key, sa.spi, self.seeds, self.suite)
-        try:
-            install(installing.build_sa(sa, self.protection, self.suite, material, self.limits))
-        finally:
-            material.wipe()
+    def _install(self, put: Callable[[Sa], None], sa: SaId) -> None:
+        installing.install(put, sa, self.key, self.seeds, self.protection, self.suite, self.limits)
 
     @property
     def name(self) -> _Key:

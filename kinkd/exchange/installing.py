@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from kinkd.exchange.core import Core
@@ -61,6 +62,23 @@ def build_sa(
     if esn:
         limits = replace(limits, soft_packets=None, hard_packets=None)
     return Sa(sa, protection.mode, protection.reqid, selector, suite, material, limits, esn=esn)
+
+
+def install(
+    put: Callable[[Sa], None],
+    sa: SaId,
+    key: SessionKey,
+    seeds: Seeds,
+    protection: Protection,
+    suite: Suite,
+    limits: SaLimits,
+) -> None:
+    """Derive the keys of one SA, hand it to ``put``, and overwrite them, whatever comes of it."""
+    material = derive(key, sa.spi, seeds, suite)
+    try:
+        put(build_sa(sa, protection, suite, material, limits))
+    finally:
+        material.wipe()
 
 
 def responder_limits(lifetime: Lifetime) -> SaLimits:
