@@ -121,15 +121,15 @@ class Lifetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Suite:
-    """One ESP protection: an ISAKMP transform and what the kernel calls it.
+class Transform:
+    """One mechanism of one IPsec protocol (RFC 2408 §2.1), and what the kernel calls it.
 
-    Either ``aead`` is set, or ``encryption`` and ``authentication`` are.
-    Key lengths are in octets of KEYMAT, truncation and ICV in bits.
+    Of ESP either ``aead`` is set, or ``encryption`` and ``authentication`` are; of AH
+    ``authentication`` alone. Key lengths are in octets of KEYMAT, truncation and ICV in bits.
     """
 
-    name: str
-    transform_id: int  # RFC 2407 §4.4.4 and its registry
+    protocol: IpsecProtocol
+    transform_id: int  # RFC 2407 §4.4.3, §4.4.4 and their registries
     key_bits: int | None  # the Key Length attribute (6); None: the transform has none
     authentication_id: int | None  # the Authentication Algorithm attribute (5)
     encryption_octets: int  # of KEYMAT, with the salt; 0: no encryption
@@ -146,27 +146,55 @@ class Suite:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """A crypto profile of the policy: suites in order of preference, lifetime of an SA, group.
+class Suite:
+    """A protection suite (RFC 2408 §2.1): what one proposal offers, one transform a protocol.
 
-    ``esn``: sequence numbers of 64 bits (RFC 4303 §2.2.1, RFC 4304), at both ends.
+    ``transforms`` stand in the order in which a packet meets them on its way out, ESP before AH;
+    more than one make a bundle.
+    """
+
+    name: str
+    transforms: tuple[Transform, ...]
+
+    @property
+    def protocols(self) -> tuple[IpsecProtocol, ...]:
+        """Of its transforms, in their order."""
+        return tuple(transform.protocol for transform in self.transforms)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A crypto profile of the policy: suites in order of preference, lifetime of an SA, groups.
+
+    ``groups`` of the KE payload, the preferred one first (RFC 2409 §6 and its registry); None
+    among them: without KE. ``esn``: which sequence numbers may be, the preferred ones first;
+    True are those of 64 bits (RFC 4303 §2.2.1, RFC 4304). All suites have the same protocols.
     """
 
     name: str
     suites: tuple[Suite, ...]
     lifetime: Lifetime
-    group: int | None = None  # of the KE payload, RFC 2409 §6 and its registry; None: no KE
-    esn: bool = False
+    groups: tuple[int | None, ...] = (None,)
+    esn: tuple[bool, ...] = (False,)
+
+    @property
+    def protocols(self) -> tuple[IpsecProtocol, ...]:
+        """Of its suites, in the order in which a packet meets them on its way out."""
+        return self.suites[0].protocols
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host of the realm: what it is asked for as, what it authenticates as, where it lives."""
+    """A host of the realm: what it is asked for as, what it authenticates as, where it lives.
+
+    ``networks`` lie behind it: as a security gateway it speaks for them in tunnel mode.
+    """
 
     name: str
     service: Principal
     client: Principal
     addresses: tuple[IPAddress, ...]
+    networks: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,25 +251,35 @@ class Template:
 class SpdEntry:
     """One entry of the kernel's security policy database.
 
-    ``template`` None: bypass, or with ``block`` discard. A smaller ``priority`` wins.
+    ``templates`` stand in the order in which a packet meets them on its way out; none: bypass,
+    or with ``block`` discard. A smaller ``priority`` wins.
     """
 
     direction: Direction
     selector: Selector
     priority: int
-    template: Template | None = None
+    templates: tuple[Template, ...] = ()
     block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What the policy demands between one local and one remote address."""
+    """What the policy demands of some traffic of this host, or of networks behind it.
+
+    ``local`` and ``remote`` are where the SAs and KINK itself have their ends. ``selector`` is the
+    traffic on its way out: in transport mode all between the two, in tunnel mode what goes
+    through it. ``udp``: ESP in UDP, port 4500 at both ends (RFC 3948).
+    """
 
     peer: Host
     profile: Profile
     mode: Mode
     reqid: int
     rule: str  # the rule's name, for people
+    local: IPAddress
+    remote: IPAddress
+    selector: Selector
+    udp: bool = False
     entries: tuple[SpdEntry, ...] = field(repr=False, default=())  # the SPD entries it stands for
 
     @property

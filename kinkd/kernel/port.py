@@ -18,7 +18,7 @@ from kinkd.model import (
     Secret,
     Selector,
     SpdEntry,
-    Suite,
+    Transform,
 )
 
 
@@ -46,17 +46,24 @@ class SaLimits:
 
 @dataclass(frozen=True, slots=True)
 class Sa:
-    """An SA to install. ``keymat`` is encryption key then authentication key, per ``suite``."""
+    """An SA to install. ``keymat`` is encryption key then authentication key, per ``transform``.
+
+    ``udp``: ESP in UDP, port 4500 at both ends (RFC 3948). ``tunnelled``: the outer SA of a
+    bundle whose inner one is a tunnel; its own mode is then transport, and its selector, which
+    the kernel compares with the packets inside, that of the tunnel.
+    """
 
     id: SaId
     mode: Mode
     reqid: int
     selector: Selector
-    suite: Suite
+    transform: Transform
     keymat: Secret
     limits: SaLimits = SaLimits()
     replay_window: int = 128
     esn: bool = False  # sequence numbers of 64 bits (RFC 4303 §2.2.1)
+    udp: bool = False
+    tunnelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ class SaState:
     algorithms: tuple[str, ...] = ()  # the kernel's names
     larval: bool = False
     esn: bool = False
+    udp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +119,33 @@ KernelEvent = Acquire | Expire | Overrun
 class Kernel(Protocol):
     """The SA and policy databases of one network namespace."""
 
-    def probe(self, suite: Suite, family: int, *, esn: bool = False) -> None:
+    def probe(self, transform: Transform, family: int, *, esn: bool = False) -> None:
         """Install and remove a dummy SA, so that a missing algorithm is known before READY.
 
         ``family`` is 4 or 6. Loads modules: may take a second; call it before the loop runs.
         """
 
-    def allocate_spi(self, source: IPAddress, destination: IPAddress, reqid: int) -> int:
-        """Reserve an SPI for an inbound ESP SA, in transport mode (XFRM_MSG_ALLOCSPI)."""
+    def allocate_spi(
+        self,
+        source: IPAddress,
+        destination: IPAddress,
+        reqid: int,
+        protocol: IpsecProtocol = IpsecProtocol.ESP,
+    ) -> int:
+        """Reserve an SPI for an inbound SA (XFRM_MSG_ALLOCSPI)."""
 
-    def install_inbound(self, sa: Sa) -> None:
-        """Fill a reserved SPI (UPDSA), or add it where the reservation has lapsed (NEWSA)."""
+    def install_inbound(self, sas: Sequence[Sa]) -> None:
+        """Fill reserved SPIs (UPDSA), or add those whose reservation has lapsed (NEWSA).
 
-    def install_outbound(self, sa: Sa, refresh: Sequence[SpdEntry]) -> None:
-        """Add an outbound SA, then write ``refresh`` again in the same request.
+        The SAs are of one bundle. Where one is refused, none of them stays.
+        """
 
-        Writing the SPD entries again sends what they hold back and moves connected sockets.
+    def install_outbound(self, sas: Sequence[Sa], refresh: Sequence[SpdEntry]) -> None:
+        """Add the outbound SAs of one bundle, the last one first, then write ``refresh`` again.
+
+        ``sas`` stand in the order in which a packet meets them. All is one request, and where a
+        part is refused no SA of it stays. Writing the SPD entries again sends what they hold back
+        and moves connected sockets.
         """
 
     def remove(self, sa: SaId) -> bool:
