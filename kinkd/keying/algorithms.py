@@ -141,7 +141,7 @@ def _esp_suites() -> Iterator[Suite]:
 
 
 def _bundle(ah: Suite, esp: Suite) -> Suite:
-    """AH around ESP (RFC 2401 §4.3, still in RFC 4301 §4.1): its name reads as the packet does."""
+    """AH around ESP (RFC 2401 §4.3; RFC 4301 §4.3): its name reads as the packet does."""
     return Suite(f"{ah.name}+{esp.name}", esp.transforms + ah.transforms)
 
 
