@@ -204,6 +204,10 @@ class PortMatch:
     port: int = 0
     mask: int = 0
 
+    def covers(self, other: PortMatch) -> bool:
+        """Whether every port that ``other`` matches is matched by this."""
+        return self.mask & ~other.mask == 0 and (self.port ^ other.port) & self.mask == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Selector:
@@ -230,6 +234,27 @@ class Selector:
             self.destination_port,
             self.source_port,
         )
+
+    def covers(self, other: Selector) -> bool:
+        """Whether all of the other's traffic is this one's, too."""
+        return (
+            _contains(self.source, other.source)
+            and _contains(self.destination, other.destination)
+            and self.protocol in (0, other.protocol)
+            and self.source_port.covers(other.source_port)
+            and self.destination_port.covers(other.destination_port)
+        )
+
+
+def _contains(network: IPNetwork, other: IPNetwork) -> bool:
+    # A match and not ``subnet_of``: of two families neither contains the other.
+    match network, other:
+        case (IPv4Network(), IPv4Network()) | (IPv6Network(), IPv6Network()):
+            return network.prefixlen <= other.prefixlen and int(other.network_address) >> (
+                network.max_prefixlen - network.prefixlen
+            ) == int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
+        case _:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +287,10 @@ class SpdEntry:
     block: bool = False
 
 
+Slot = tuple[IPAddress, IPAddress, int]
+"""Our address, the peer's, and a reqid: what one pair of SAs is enough for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Protection:
     """What the policy demands of some traffic of this host, or of networks behind it.
@@ -281,6 +310,11 @@ class Protection:
     selector: Selector
     udp: bool = False
     entries: tuple[SpdEntry, ...] = field(repr=False, default=())  # the SPD entries it stands for
+
+    @property
+    def slot(self) -> Slot:
+        """What one pair of SAs is enough for."""
+        return (self.local, self.remote, self.reqid)
 
     @property
     def outbound_entries(self) -> tuple[SpdEntry, ...]:

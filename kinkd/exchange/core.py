@@ -15,7 +15,7 @@ from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Kernel, SaId
 from kinkd.model import Host, IPAddress, Profile, Suite
 from kinkd.policy.match import HostPolicy
-from kinkd.wire import kink
+from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import KinkErrorCode
 
 XID_BLOCK = 256
@@ -129,6 +129,7 @@ class Core:
         self._peers: dict[str, Peer] = {}
         self._commands: list[Command] = []
         self._drop_reports = TokenBucket(rate=2, burst=20)
+        self._notification_reports = TokenBucket(rate=2, burst=20)
 
     def emit(self, command: Command) -> None:
         """Queue a command for the application."""
@@ -159,6 +160,12 @@ class Core:
                 detail=error.detail,
                 peer=path.remote,
             )
+
+    def notified(self, notification: isakmp.Notification, host: str, now: float) -> None:
+        """A notification that nothing is made of is said all the same (RFC 4430 §5.5)."""
+        self.counters["notification.ignored"] += 1
+        if self._notification_reports.take(now):
+            self.report(Level.INFO, "notification-ignored", peer=host, type=notification.type)
 
     def kernel_refused(self, error: KernelError) -> None:
         """The kernel did not do what must be possible: said and counted, and we live on."""

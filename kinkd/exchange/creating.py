@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kinkd.errors import LocalError, PeerError
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import Core
-from kinkd.exchange.effects import Level, Path, RecordPair
-from kinkd.exchange.installing import Seeds
+from kinkd.exchange.effects import Level, RecordPair
+from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
-from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.pairs import Role, SaPair, Spis
 from kinkd.exchange.verified import VerifiedReply
-from kinkd.kerberos.port import SessionKey
+from kinkd.kerberos.port import Ticket
 from kinkd.kernel.port import SaId
 from kinkd.keying import dh
-from kinkd.keying.negotiate import Offer, check_answer
-from kinkd.model import Lifetime, Protection, Secret, Suite
-from kinkd.wire import kink
-from kinkd.wire.numbers import MessageType
+from kinkd.keying.negotiate import Offer, Terms, check_answer
+from kinkd.model import Mode, Profile, Protection, Secret, Suite
+from kinkd.wire import isakmp, kink
+from kinkd.wire.numbers import IsakmpPayload, MessageType, NotifyType
 
-Ended = Callable[["Creating", Path, SaPair | str, float], None]
+Ended = Callable[["Creating", SaPair | str, float], None]
 """Told once how a CREATE ended: the pair, or the reason why there is none; and the instant."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """What the SAs are made of: hoped for, or agreed."""
+class Variant(NamedTuple):
+    """What an attempt offers of what the profile allows: its group, and sequence numbers."""
 
-    suite: Suite
-    seeds: Seeds
-    lifetime: Lifetime
+    group: int | None
+    esn: tuple[bool, ...]
+
+
+def variants(profile: Profile) -> tuple[Variant, ...]:
+    """The attempts that a profile allows, in the order in which they are made.
+
+    All transforms of a CREATE with a KE payload name one group (RFC 2409 §5.5). A peer that
+    does not know an attribute may refuse the whole of the message: so without ESN in the end.
+    """
+    made = [Variant(group, profile.esn) for group in profile.groups]
+    if len(profile.esn) > 1:
+        made += [Variant(group, (False,)) for group in profile.groups]
+    return tuple(made)
+
+
+def after_refusal(left: Sequence[Variant], tried: Variant, refusal: PeerError) -> list[Variant]:
+    """Which attempts may still do, once a peer has proven to refuse one (RFC 4430 §3.2)."""
+    if refusal.notify == NotifyType.NO_PROPOSAL_CHOSEN:
+        return list(left)
+    refuses_ke = refusal.notify_data == bytes((IsakmpPayload.KE,))
+    if refusal.notify == NotifyType.INVALID_PAYLOAD_TYPE and refuses_ke:
+        return [variant for variant in left if variant.group is None]
+    if True in tried.esn:
+        return [variant for variant in left if variant == Variant(tried.group, (False,))]
+    return []
 
 
 @dataclass(slots=True, eq=False)
 class Creating:
-    """One CREATE of ours: the optimistic inbound SA, and what it replaces."""
+    """One CREATE of ours: the optimistic inbound SAs, and what they replace."""
 
     core: Core
     lifecycle: Lifecycle
@@ -45,159 +68,172 @@ class Creating:
     cause: str  # "acquire", "initiate", "rekey"
     ended: Ended
     replaces: SaPair | None = None
+    variants: Sequence[Variant] = ()  # this attempt, then those that may follow
+    superseded: SaPair | None = None  # the peer was faster: nothing is left to be made
     type: MessageType = MessageType.CREATE
-    _suites: tuple[Suite, ...] = ()
+    _offered: list[tuple[Suite, Terms]] = field(default_factory=list)
+    _offers: tuple[Offer, ...] = ()
     _nonce: bytes = field(default=b"", repr=False)
-    _inbound: SaId | None = None
+    _inbound: tuple[SaId, ...] = ()
     _ticket_at: float = 0.0
     _created_by_peer: bool = False
     _ephemeral: dh.Ephemeral | None = None
 
-    def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
-        """Install the optimistic inbound SA, so that the peer may use it at once (§3.2 step 1).
+    def __post_init__(self) -> None:
+        self.variants = self.variants or variants(self.protection.profile)
 
-        With a KE payload there is nothing to hope for yet: only the SPI is reserved.
+    def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
+        """Install the optimistic inbound SAs, so that the peer may use them at once (§3.2 step 1).
+
+        With a KE payload there is nothing to hope for yet: only the SPIs are reserved.
         """
         self._ticket_at = now
-        core, path, protection = self.core, exchange.path, self.protection
+        core, protection = self.core, self.protection
         if exchange.ticket is None:
             raise LocalError("a CREATE was prepared without a ticket")
-        self._suites = core.suites(protection.profile, path.remote)
-        if not self._suites:
+        suites = core.suites(protection.profile, protection.remote)
+        if not suites:
             raise LocalError(f"this kernel has no suite of profile {protection.profile.name!r}")
         self._nonce = core.random(quickmode.NONCE_OCTETS)
-        spi = core.kernel.allocate_spi(path.remote, path.local, protection.reqid)
-        inbound = SaId(path.remote, path.local, spi)
-        group, lifetime = protection.profile.group, protection.profile.lifetime
-        if group is None:
-            terms = _Terms(self._suites[0], Seeds(self._nonce), lifetime)
-            self._install_inbound(inbound, exchange.ticket.key, terms)
-        else:
+        group, esn = self.variants[0]
+        if group is not None:
             self._ephemeral = dh.generate(dh.GROUPS[group])
-        self._inbound = inbound
-        proposals = tuple(
-            quickmode.propose(
-                suite,
-                protection.mode,
-                lifetime,
-                spi,
-                number=number,
-                group=group,
-                esn=protection.profile.esn,
-            )
-            for number, suite in enumerate(self._suites, 1)
+        self._inbound = installing.reserve(
+            core,
+            protection.remote,
+            protection.local,
+            protection.reqid,
+            protection.profile.protocols,
         )
+        self._offered = [
+            (
+                suite,
+                Terms(protection.mode, protection.profile.lifetime, protection.udp, group, wide),
+            )
+            for suite in suites
+            for wide in esn
+        ]
+        if group is None:
+            self._install_inbound(self._agreement(exchange.ticket, 0, Seeds(self._nonce)))
+        return (self._offer(),)
+
+    def _offer(self) -> kink.Isakmp:
+        spis = [sa.spi for sa in self._inbound]
+        proposals = tuple(
+            proposal
+            for number, (suite, terms) in enumerate(self._offered, 1)
+            for proposal in quickmode.propose(number, suite, terms, spis)
+        )
+        self._offers = quickmode.read_offers(isakmp.SecurityAssociation(proposals))
         public = self._ephemeral.public if self._ephemeral is not None else None
-        return (quickmode.creation(proposals, self._nonce, public),)
+        # In transport mode the addresses that the messages go between say it all.
+        tunnel = self.protection.mode is Mode.TUNNEL
+        traffic = self.protection.selector if tunnel else None
+        return quickmode.creation(proposals, self._nonce, public, traffic)
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
-        """Install the outbound SA under the responder's SPI (§3.2 step 5, or step 4 of three).
+        """Install the outbound SAs under the responder's SPIs (§3.2 step 5, or step 4 of three).
 
-        Where the responder did not simply take the optimistic proposal, the inbound SA is
+        Where the responder did not simply take the optimistic proposal, the inbound SAs are
         replaced first: the keys of a live one cannot be changed.
         """
         self._created_by_peer = quickmode.holds_association(reply.inner)
-        answered, terms = self._read_answer(reply)
-        inbound, ticket = self._inbound, exchange.ticket
-        if inbound is None or ticket is None:
+        if not self._inbound or exchange.ticket is None:
             raise LocalError("a CREATE was completed before it was prepared")
+        answered, position, terms, seeds = self._read_answer(exchange, reply, now)
         core = self.core
-        if terms.seeds.shared is not None:
-            self._install_inbound(inbound, ticket.key, terms)
-        elif terms.suite is not self._suites[0] or terms.seeds.nr:
-            core.kernel.remove(inbound)
-            self._install_inbound(inbound, ticket.key, terms)
-        elif terms.lifetime != self.protection.profile.lifetime:
-            self._install_inbound(inbound, ticket.key, terms)  # of a live SA only the limits change
-        pair = self._pair(exchange, reply, answered, terms)
+        agreement = self._agreement(exchange.ticket, position, seeds, terms)
         try:
-            installing.install(
-                lambda sa: core.kernel.install_outbound(sa, self.protection.outbound_entries),
-                pair.outbound,
-                ticket.key,
-                terms.seeds,
-                self.protection,
-                terms.suite,
-                installing.initiator_limits(core, terms.lifetime),
-            )
+            live = self.variants[0].group is None
+            if live and (position or seeds.nr):
+                for sa in self._inbound:
+                    core.kernel.remove(sa)
+            hoped_for = self._agreement(exchange.ticket, 0, Seeds(self._nonce))
+            if agreement != hoped_for:  # of a live SA only the limits change
+                self._install_inbound(agreement)
+            pair = self._pair(exchange, reply, answered, agreement)
+            limits = installing.initiator_limits(core, terms.lifetime)
+            agreement.install_outbound(core.kernel, pair.outbound, limits)
         finally:
-            terms.seeds.wipe()
+            seeds.wipe()
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
         self._report(exchange, pair, now)
-        self.ended(self, exchange.path, pair, now)
+        self.ended(self, pair, now)
 
-    def _install_inbound(self, inbound: SaId, key: SessionKey, terms: _Terms) -> None:
-        installing.install(
-            self.core.kernel.install_inbound,
-            inbound,
-            key,
-            terms.seeds,
-            self.protection,
-            terms.suite,
-            installing.responder_limits(terms.lifetime),
+    def _agreement(
+        self, ticket: Ticket, position: int, seeds: Seeds, terms: Terms | None = None
+    ) -> Agreement:
+        suite, offered = self._offered[position]
+        protection = self.protection
+        return Agreement(
+            protection, protection.selector, suite, terms or offered, ticket.key, seeds
         )
 
+    def _install_inbound(self, agreement: Agreement) -> None:
+        limits = installing.responder_limits(agreement.terms.lifetime)
+        agreement.install_inbound(self.core.kernel, self._inbound, limits)
+
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
-        """Take the optimistic SA back; where the peer made its half, have it removed too."""
-        if self._inbound is not None:
-            self.core.remove_sa(self._inbound)
-            if self._created_by_peer:
-                self.lifecycle.disown(exchange.peer, exchange.path, self._inbound.spi, now)
-        self.core.counters["create.failed"] += 1
+        """Take the optimistic SAs back; where the peer made its half, have it removed too."""
+        for sa in self._inbound:
+            self.core.remove_sa(sa)
+        if self._inbound and self._created_by_peer:
+            self._disown(exchange, now)
+        if self.superseded is not None:
+            self.ended(self, self.superseded, now)
+            return
+        if exchange.refusal is not None:
+            self.variants = after_refusal(self.variants[1:], self.variants[0], exchange.refusal)
+        else:
+            self.variants = ()
+        self.core.counters["create.refused" if self.variants else "create.failed"] += 1
         self.core.report(
-            Level.WARNING,
-            "create-failed",
+            Level.INFO if self.variants else Level.WARNING,
+            "create-refused" if self.variants else "create-failed",
             peer=exchange.peer.host.name,
             local=exchange.path.local,
             remote=exchange.path.remote,
             cause=self.cause,
             reason=reason,
         )
-        self.ended(self, exchange.path, reason, now)
+        self.ended(self, reason, now)
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer made a pair of which we have no half: a black hole, were it left there."""
         if self._created_by_peer:
             return  # it was told already
-        if self._inbound is not None and quickmode.holds_association(reply.inner):
-            self.lifecycle.disown(exchange.peer, exchange.path, self._inbound.spi, now)
+        if self._inbound and quickmode.holds_association(reply.inner):
+            self._disown(exchange, now)
 
-    def _offered(self, number: int, suite: Suite) -> Offer:
-        return Offer(
-            proposal=number,
-            transform=1,
-            spi=self._inbound.spi if self._inbound else 0,
-            transform_id=suite.transform_id,
-            key_bits=suite.key_bits,
-            authentication_id=suite.authentication_id,
-            mode=self.protection.mode,
-            lifetime=self.protection.profile.lifetime,
-            group=self.protection.profile.group,
-            esn=self.protection.profile.esn,
-        )
+    def _disown(self, exchange: Exchange, now: float) -> None:
+        named = tuple((sa.protocol, sa.spi) for sa in self._inbound)
+        self.lifecycle.disown(exchange.peer, exchange.path, named, now)
 
-    def _read_answer(self, reply: VerifiedReply) -> tuple[Offer, _Terms]:
+    def _read_answer(
+        self, exchange: Exchange, reply: VerifiedReply, now: float
+    ) -> tuple[Offer, int, Terms, Seeds]:
         """What the responder chose, checked against what was offered (§3.2)."""
         payloads = [part for part in reply.inner if isinstance(part, kink.Isakmp)]
         if len(payloads) != 1:
             raise PeerError("malformed-reply", f"{len(payloads)} KINK_ISAKMP payloads, not one")
         answer = quickmode.read_creation(payloads[0], reply=True)
+        for notification in answer.notifications:
+            self.core.notified(notification, exchange.peer.host.name, now)
         if len(answer.offers) != 1:
             raise PeerError("malformed-reply", f"{len(answer.offers)} transforms chosen, not one")
         (answered,) = answer.offers
-        if answered.spi < quickmode.FIRST_SPI:
-            raise PeerError("malformed-reply", f"reserved SPI {answered.spi}")
-        if not 1 <= answered.proposal <= len(self._suites):
-            raise PeerError("other-proposal-chosen", f"proposal {answered.proposal} was not made")
-        suite = self._suites[answered.proposal - 1]
-        lifetime = check_answer(self._offered(answered.proposal, suite), answered)
+        if any(part.spi < quickmode.FIRST_SPI for part in answered.parts):
+            raise PeerError("malformed-reply", "a reserved SPI")
+        position, terms = check_answer(self._offers, answered)
+        if answer.traffic not in (None, self.protection.selector):
+            raise PeerError("other-identities", "the responder answers for other traffic")
         # §3.2: whoever chooses another proposal or adds a nonce must wait for our ACK.
-        hoped_for = suite is self._suites[0] and answer.nonce is None and answer.public is None
+        hoped_for = position == 0 and answer.nonce is None and answer.public is None
         if not reply.ack_request and not hoped_for:
             raise PeerError("malformed-reply", "a choice that needs an ACK, and none is asked for")
         seeds = Seeds(self._nonce, answer.nonce or b"", self._agree(answer.public))
-        return answered, _Terms(suite, seeds, lifetime)
+        return answered, position, terms, seeds
 
     def _agree(self, public: bytes | None) -> Secret | None:
         """What our KE payload and the responder's agree on; the private value is gone with it."""
@@ -207,26 +243,32 @@ class Creating:
         return ephemeral.agree(public) if ephemeral is not None and public is not None else None
 
     def _pair(
-        self, exchange: Exchange, reply: VerifiedReply, answered: Offer, terms: _Terms
+        self, exchange: Exchange, reply: VerifiedReply, answered: Offer, agreement: Agreement
     ) -> SaPair:
-        if self._inbound is None or exchange.ticket is None or exchange.xid is None:
+        if exchange.ticket is None or exchange.xid is None:
             raise LocalError("a CREATE was completed before it was sent")
+        protection = self.protection
         return SaPair(
             host=exchange.peer.host.name,
             principal=str(exchange.peer.host.service),
-            local=exchange.path.local,
-            remote=exchange.path.remote,
-            inbound_spi=self._inbound.spi,
-            outbound_spi=answered.spi,
-            reqid=self.protection.reqid,
-            suite=terms.suite.name,
+            local=protection.local,
+            remote=protection.remote,
+            sas=tuple(
+                Spis(sa.protocol, sa.spi, answered.part(sa.protocol).spi) for sa in self._inbound
+            ),
+            mode=protection.mode,
+            udp=protection.udp,
+            selector=agreement.selector,
+            reqid=protection.reqid,
+            suite=agreement.suite.name,
             role=Role.INITIATOR,
-            lifetime=terms.lifetime,
+            lifetime=agreement.terms.lifetime,
             created=int(self.core.posix(exchange.started)),
             epoch=reply.epoch,
             xid=exchange.xid,
             fingerprint=0,
             etype=exchange.ticket.key.etype,
+            lowest_nonce=agreement.seeds.lowest,
         )
 
     def _report(self, exchange: Exchange, pair: SaPair, now: float) -> None:
@@ -234,14 +276,7 @@ class Creating:
         self.core.report(
             Level.INFO,
             "sa-established",
-            peer=pair.host,
-            role=pair.role.value,
-            local=pair.local,
-            remote=pair.remote,
-            spi_in=f"{pair.inbound_spi:#010x}",
-            spi_out=f"{pair.outbound_spi:#010x}",
-            suite=pair.suite,
-            etype=pair.etype,
+            **pair.words(),
             cause=self.cause,
             attempts=len(exchange.outstanding),
             ms_total=round((now - exchange.started) * 1000, 1),

@@ -7,20 +7,22 @@ monotonic clock; ``set_posix`` says how far POSIX time is from it. After each ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kinkd.errors import KernelError, LocalError, PeerError
 from kinkd.exchange.core import Core, Start
-from kinkd.exchange.creating import Creating
+from kinkd.exchange.creating import Creating, Variant
+from kinkd.exchange.crossing import Crossings
 from kinkd.exchange.effects import Command, Level, Path
+from kinkd.exchange.granting import Granting
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
 from kinkd.kerberos.port import Acceptor, Ticket
-from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun
-from kinkd.model import Host, IPAddress, Principal, Protection
+from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun, SaId
+from kinkd.model import Host, IPAddress, Principal, Protection, Slot
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
@@ -33,7 +35,7 @@ InitiateEnded = Callable[[SaPair | None, str, float], None]
 
 @dataclass(slots=True)
 class _Attempt:
-    """The CREATE under way for an address pair, and who wants to know how it ends."""
+    """The CREATE under way for a slot, and who wants to know how it ends."""
 
     purpose: Creating
     listeners: list[InitiateEnded]
@@ -49,8 +51,10 @@ class Endpoint:
         self._core = Core(policy, kernel, acceptor, start)
         self._initiator = Initiator(self._core)
         self._lifecycle = Lifecycle(self._core, self._initiator)
-        self._responder = Responder(self._core, self._lifecycle)
-        self._creating: dict[tuple[IPAddress, IPAddress], _Attempt] = {}
+        self._creating: dict[Slot, _Attempt] = {}
+        self._crossings = Crossings(self._core, self._lifecycle, self._creating.__contains__)
+        granting = Granting(self._core, self._lifecycle, self._crossings, self._established)
+        self._responder = Responder(self._core, self._lifecycle, granting)
 
     # What people and the application read.
 
@@ -111,7 +115,7 @@ class Endpoint:
             host = self._core.policy.host_by_name(pair.host)
             if host is not None:
                 path = Path(pair.local, pair.remote)
-                self._lifecycle.disown(self._core.peer(host), path, pair.inbound_spi, now)
+                self._lifecycle.disown(self._core.peer(host), path, pair.inbound_spis, now)
 
     def tick(self, now: float) -> None:
         """Time has come."""
@@ -165,25 +169,18 @@ class Endpoint:
 
     # What people want.
 
-    def initiate(
-        self, local: IPAddress, remote: IPAddress, now: float, ended: InitiateEnded
-    ) -> None:
-        """Create a pair between two addresses now; ``ended`` is told how it went.
+    def initiate(self, protection: Protection, now: float, ended: InitiateEnded) -> None:
+        """Create a pair for a protection of the policy now; ``ended`` is told how it went.
 
         Raises:
-            PeerError: "no-policy": no rule protects traffic between them; "closing".
+            PeerError: "closing": this daemon is leaving.
         """
         if self._core.closing:
             raise PeerError("closing", "this daemon is leaving")
-        protection = self._core.policy.protection(local, remote)
-        if protection is None:
-            raise PeerError("no-policy", f"no rule protects traffic between {local} and {remote}")
-        # What is there already is replaced: one pair serves an address pair.
-        existing = self._core.pairs.between(local, remote)
+        # What is there already is replaced: one pair is enough.
+        existing = self._core.pairs.in_slot(protection.slot)
         replaces = existing[-1] if existing else None
-        self._create(
-            protection, Path(local, remote), now, "initiate", replaces=replaces, ended=ended
-        )
+        self._create(protection, now, "initiate", replaces=replaces, ended=ended)
 
     def terminate(self, host: Host, now: float, done: Callable[[float], None]) -> int:
         """Delete all pairs with a host; ``done`` is called once it is over. How many there were."""
@@ -220,28 +217,29 @@ class Endpoint:
         core.counters["acquired"] += 1
         if core.closing:
             return
-        protection = core.policy.protection(event.source, event.destination)
-        if protection is None or protection.reqid != event.reqid:
+        protection = core.policy.acquired(event.source, event.destination, event.reqid)
+        if protection is None:
             core.counters["acquire-foreign"] += 1  # a policy that is not ours
             return
-        if self._responder.half_open.between(event.source, event.destination):
+        if self._responder.half_open.in_slot(protection.slot):
             core.counters["acquire-joined"] += 1  # the ACK of the peer's CREATE will do
             return
-        if self._is_answered(event):
+        if self._is_answered(protection, event):
             core.counters["acquire-stale"] += 1  # an SA came while the event waited to be read
             return
         if len(self._initiator) >= CONCURRENT_COMMANDS:
             core.counters["acquire-deferred"] += 1
             return
-        self._create(protection, Path(event.source, event.destination), now, "acquire")
+        self._create(protection, now, "acquire")
 
-    def _is_answered(self, event: Acquire) -> bool:
+    def _is_answered(self, protection: Protection, event: Acquire) -> bool:
         """Whether the kernel has by now what it asked for."""
         core = self._core
         try:
             return any(
-                core.kernel.state(pair.outbound) is not None
-                for pair in core.pairs.between(event.source, event.destination)
+                pair.selector.covers(event.flow)
+                and all(core.kernel.state(sa) is not None for sa in pair.outbound)
+                for pair in core.pairs.in_slot(protection.slot)
             )
         except KernelError as error:
             core.kernel_refused(error)
@@ -251,63 +249,99 @@ class Endpoint:
         """Events were lost: SAs that are gone went without our being told."""
         core = self._core
         try:
-            present = {(state.id.destination, state.id.spi) for state in core.kernel.states()}
+            present = {_name(state.id) for state in core.kernel.states()}
         except KernelError as error:
             core.kernel_refused(error)
             return
         for pair in core.pairs:
-            for sa in (pair.inbound, pair.outbound):
-                if (sa.destination, sa.spi) not in present:
+            for sa in (*pair.inbound, *pair.outbound):
+                if _name(sa) not in present:
                     self._lifecycle.expired(sa, now)
 
     def _soft_expired(self, event: Expire, now: float) -> None:
-        pair = self._core.pairs.by_sa(event.id)
+        core = self._core
+        pair = core.pairs.by_sa(event.id)
         if (
-            self._core.closing
+            core.closing
             or pair is None
             or pair.role is not Role.INITIATOR
-            or event.id.spi != pair.outbound_spi
+            or event.id not in pair.outbound
+            or core.pairs.in_slot(pair.slot)[-1] is not pair  # replaced already
         ):
             return
-        protection = self._core.policy.protection(pair.local, pair.remote)
+        protection = core.policy.acquired(*pair.slot)
         if protection is not None:
-            path = Path(pair.local, pair.remote)
-            self._create(protection, path, now, "rekey", replaces=pair)
+            self._create(protection, now, "rekey", replaces=pair)
 
     def _create(
         self,
         protection: Protection,
-        path: Path,
         now: float,
         cause: str,
         *,
         replaces: SaPair | None = None,
         ended: InitiateEnded | None = None,
     ) -> None:
-        """Begin a CREATE, or join the one of this address pair that is under way."""
-        key = (path.local, path.remote)
-        attempt = self._creating.get(key)
+        """Begin a CREATE, or join the one of this slot that is under way."""
+        attempt = self._creating.get(protection.slot)
         if attempt is not None:
             if ended is not None:
                 attempt.listeners.append(ended)
             attempt.purpose.replaces = attempt.purpose.replaces or replaces
             return
-        purpose = Creating(self._core, self._lifecycle, protection, cause, self._created, replaces)
-        attempt = _Attempt(purpose, [ended] if ended is not None else [])
-        self._creating[key] = attempt
+        self._begin(protection, now, cause, replaces, [ended] if ended is not None else [])
+
+    def _begin(
+        self,
+        protection: Protection,
+        now: float,
+        cause: str,
+        replaces: SaPair | None,
+        listeners: list[InitiateEnded],
+        variants: Sequence[Variant] = (),
+    ) -> None:
+        purpose = Creating(
+            self._core, self._lifecycle, protection, cause, self._created, replaces, variants
+        )
+        attempt = _Attempt(purpose, listeners)
+        self._creating[protection.slot] = attempt
         peer = self._core.peer(protection.peer)
+        path = Path(protection.local, protection.remote)
         attempt.exchange = self._initiator.begin(purpose, peer, path, now)
 
-    def _created(self, creating: Creating, path: Path, result: SaPair | str, now: float) -> None:
+    def _created(self, creating: Creating, result: SaPair | str, now: float) -> None:
         pair, reason = (None, result) if isinstance(result, str) else (result, "")
-        old = creating.replaces
+        protection, old = creating.protection, creating.replaces
+        attempt = self._creating.pop(protection.slot)
+        self._crossings.created(protection.slot, pair if creating.superseded is None else None, now)
+        if pair is None and creating.variants and not self._core.closing:
+            # The peer will not have this; the policy allows to ask for less (RFC 4430 §3.2).
+            left = creating.variants
+            self._begin(protection, now, creating.cause, old, attempt.listeners, left)
+            return
         if pair is not None and old is not None:
             # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).
-            grace = self._core.peer(creating.protection.peer).round_trip.grace()
+            grace = self._core.peer(protection.peer).round_trip.grace()
             self._core.timers.at(now + grace, lambda then: self._delete_old(old, then))
-        for ended in self._creating.pop((path.local, path.remote)).listeners:
+        for ended in attempt.listeners:
             ended(pair, reason, now)
 
+    def _established(self, pair: SaPair, now: float) -> None:
+        """The peer was faster: traffic that waits for a ticket of ours need wait no more."""
+        attempt = self._creating.get(pair.slot)
+        if attempt is None or attempt.exchange is None:
+            return
+        purpose, exchange = attempt.purpose, attempt.exchange
+        wanted = purpose.protection.selector
+        if purpose.cause == "acquire" and exchange.xid is None and pair.selector.covers(wanted):
+            purpose.superseded = pair
+            self._initiator.cancel(exchange, "the peer was faster", now)
+
     def _delete_old(self, pair: SaPair, now: float) -> None:
-        if self._core.pairs.by_sa(pair.inbound) is pair:
+        if self._core.pairs.holds(pair):
             self._lifecycle.delete([pair], now)
+
+
+def _name(sa: SaId) -> tuple[IPAddress, int, int]:
+    """What is unique of an SA; its source is not."""
+    return (sa.destination, sa.protocol, sa.spi)

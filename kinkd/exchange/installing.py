@@ -1,20 +1,31 @@
-"""From a negotiated suite to an SA in the kernel: keys, selector, limits."""
+"""From what was agreed on to SAs in the kernel: keys, selector, limits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kinkd.exchange.core import Core
+from kinkd.exchange.quickmode import PROTOCOL_IDS
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kerberos.port import SessionKey
-from kinkd.kernel.port import Sa, SaId, SaLimits
+from kinkd.kernel.port import Kernel, Sa, SaId, SaLimits
 from kinkd.keying import keymat
-from kinkd.model import Lifetime, Protection, Secret, Selector, Suite
-from kinkd.wire.numbers import ProtocolId
+from kinkd.keying.negotiate import Terms
+from kinkd.model import (
+    IPAddress,
+    IpsecProtocol,
+    Lifetime,
+    Mode,
+    Protection,
+    Secret,
+    Selector,
+    Suite,
+    Transform,
+)
 
 # A 32-bit sequence number must never wrap (RFC 4303 §3.3.3): rekey far before, stop at the end.
-# With ESN neither holds: 64 bits outlive any SA (build_sa).
+# With ESN neither holds: 64 bits outlive any SA (see _sas).
 _SOFT_PACKETS = 3 << 30
 _HARD_PACKETS = (1 << 32) - 256
 
@@ -30,55 +41,101 @@ class Seeds:
     nr: bytes = field(default=b"", repr=False)
     shared: Secret | None = None
 
+    @property
+    def lowest(self) -> bytes:
+        """The lower of the nonces."""
+        return min(self.ni, self.nr) if self.nr else self.ni
+
     def wipe(self) -> None:
-        """Overwrite the shared secret: once both SAs have their keys nobody needs it."""
+        """Overwrite the shared secret: once all SAs have their keys nobody needs it."""
         if self.shared is not None:
             self.shared.wipe()
 
 
-def derive(key: SessionKey, spi: int, seeds: Seeds, suite: Suite) -> Secret:
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """All that both ends must know alike for the SAs of one Quick Mode.
+
+    ``selector`` is our outbound traffic.
+    """
+
+    protection: Protection
+    selector: Selector
+    suite: Suite
+    terms: Terms
+    key: SessionKey
+    seeds: Seeds
+
+    def install_inbound(self, kernel: Kernel, sas: Sequence[SaId], limits: SaLimits) -> None:
+        """Fill the SPIs that were reserved for the suite's transforms."""
+        made = self._sas(sas, self.selector.reversed(), limits)
+        _hand_over(made, kernel.install_inbound)
+
+    def install_outbound(self, kernel: Kernel, sas: Sequence[SaId], limits: SaLimits) -> None:
+        """From now on the kernel sends on these, first of all what it holds back."""
+        entries = self.protection.outbound_entries
+        made = self._sas(sas, self.selector, limits)
+        _hand_over(made, lambda whole: kernel.install_outbound(whole, entries))
+
+    def _sas(self, ids: Sequence[SaId], selector: Selector, limits: SaLimits) -> list[Sa]:
+        """The SAs of one direction, each pinned to its traffic.
+
+        Without the selector an authenticated host could send ESP under another host's source
+        address and pass that host's policy.
+        """
+        if self.terms.esn:
+            limits = replace(limits, soft_packets=None, hard_packets=None)
+        mode, made = self.protection.mode, list[Sa]()
+        for sa, transform in zip(ids, self.suite.transforms, strict=True):
+            first = not made
+            made.append(
+                Sa(
+                    id=sa,
+                    # One tunnel alone: what lies around it in a bundle meets its packets.
+                    mode=mode if first else Mode.TRANSPORT,
+                    reqid=self.protection.reqid,
+                    selector=selector,
+                    transform=transform,
+                    keymat=derive(self.key, sa.spi, self.seeds, transform),
+                    limits=limits,
+                    esn=self.terms.esn,
+                    udp=self.protection.udp,
+                    tunnelled=mode is Mode.TUNNEL and not first,
+                )
+            )
+        return made
+
+
+def _hand_over(sas: list[Sa], put: Callable[[list[Sa]], None]) -> None:
+    """Give SAs to the kernel and overwrite their keys, whatever comes of it."""
+    try:
+        put(sas)
+    finally:
+        for sa in sas:
+            sa.keymat.wipe()
+
+
+def derive(key: SessionKey, spi: int, seeds: Seeds, transform: Transform) -> Secret:
     """KEYMAT of one SA (RFC 4430 §7)."""
     return keymat.derive(
         key.prf,
-        ProtocolId.ESP,
+        PROTOCOL_IDS[transform.protocol],
         spi.to_bytes(4, "big"),
         seeds.ni,
         seeds.nr,
-        octets=suite.keymat_octets,
+        octets=transform.keymat_octets,
         shared=seeds.shared.value if seeds.shared is not None else b"",
     )
 
 
-def build_sa(
-    sa: SaId, protection: Protection, suite: Suite, material: Secret, limits: SaLimits
-) -> Sa:
-    """An SA pinned to its address pair.
-
-    Without the selector an authenticated host could send ESP under another host's source
-    address and pass that host's policy.
-    """
-    selector = Selector.between(sa.source, sa.destination)
-    esn = protection.profile.esn
-    if esn:
-        limits = replace(limits, soft_packets=None, hard_packets=None)
-    return Sa(sa, protection.mode, protection.reqid, selector, suite, material, limits, esn=esn)
-
-
-def install(
-    put: Callable[[Sa], None],
-    sa: SaId,
-    key: SessionKey,
-    seeds: Seeds,
-    protection: Protection,
-    suite: Suite,
-    limits: SaLimits,
-) -> None:
-    """Derive the keys of one SA, hand it to ``put``, and overwrite them, whatever comes of it."""
-    material = derive(key, sa.spi, seeds, suite)
-    try:
-        put(build_sa(sa, protection, suite, material, limits))
-    finally:
-        material.wipe()
+def reserve(
+    core: Core, remote: IPAddress, local: IPAddress, reqid: int, protocols: Iterable[IpsecProtocol]
+) -> tuple[SaId, ...]:
+    """An SPI of ours for each protocol; the kernel takes them back where nothing fills them."""
+    return tuple(
+        SaId(remote, local, core.kernel.allocate_spi(remote, local, reqid, protocol), protocol)
+        for protocol in protocols
+    )
 
 
 def responder_limits(lifetime: Lifetime) -> SaLimits:

@@ -12,8 +12,12 @@ from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kernel.port import SaId
+from kinkd.model import IpsecProtocol
 from kinkd.wire import grammar, isakmp, kink
 from kinkd.wire.numbers import MessageType, NotifyType
+
+InboundSpis = tuple[tuple[IpsecProtocol, int], ...]
+"""What a DELETE names: SPIs that we have chosen."""
 
 
 class Lifecycle:
@@ -27,20 +31,20 @@ class Lifecycle:
 
     def retire(self, pair: SaPair, now: float, *, grace: float) -> None:
         """Stop sending on a pair at once; receive on it for ``grace`` seconds (RFC 4430 §3.3)."""
-        core = self._core
         if not self._give_up(pair, now):
             return
         if grace:
-            core.timers.at(now + grace, lambda _: core.remove_sa(pair.inbound))
+            self._core.timers.at(now + grace, lambda _: self.remove_inbound((pair,)))
         else:
-            self._core.remove_sa(pair.inbound)
+            self.remove_inbound((pair,))
 
     def _give_up(self, pair: SaPair, now: float) -> bool:
         """Stop sending on a pair, and see that the CREATE that made it makes it no second time."""
         core = self._core
         if not core.pairs.discard(pair):
             return False
-        core.remove_sa(pair.outbound)
+        for sa in pair.outbound:
+            core.remove_sa(sa)
         core.emit(ForgetPair(pair))
         host = core.policy.host_by_name(pair.host)
         if pair.role is Role.RESPONDER and host is not None:
@@ -66,13 +70,13 @@ class Lifecycle:
         for pair in pairs:
             self._give_up(pair, now)
         peer = self._core.peer(host)
-        spis = tuple(pair.inbound_spi for pair in pairs)
+        spis = tuple(name for pair in pairs for name in pair.inbound_spis)
         purpose = Deleting(self._core, self, spis, tuple(pairs), done)
         self._initiator.begin(purpose, peer, Path(first.local, first.remote), now)
 
-    def disown(self, peer: Peer, path: Path, spi: int, now: float) -> None:
-        """Have a peer remove a pair of which we have no half, by the SPI we once offered."""
-        self._initiator.begin(Deleting(self._core, self, (spi,)), peer, path, now)
+    def disown(self, peer: Peer, path: Path, spis: InboundSpis, now: float) -> None:
+        """Have a peer remove a pair of which we have no half, by the SPIs we once offered."""
+        self._initiator.begin(Deleting(self._core, self, spis), peer, path, now)
 
     def expired(self, sa: SaId, now: float) -> None:
         """The kernel removed one SA of a pair: the other goes with it (no half-open SAs, §3.3)."""
@@ -116,7 +120,8 @@ class Lifecycle:
     def remove_inbound(self, pairs: tuple[SaPair, ...]) -> None:
         """The peer knows of the DELETE: nothing more can come in on these."""
         for pair in pairs:
-            self._core.remove_sa(pair.inbound)
+            for sa in pair.inbound:
+                self._core.remove_sa(sa)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +130,7 @@ class Deleting:
 
     core: Core
     lifecycle: Lifecycle
-    spis: tuple[int, ...]  # our inbound ones
+    spis: InboundSpis
     pairs: tuple[SaPair, ...] = ()  # those of them that we still receive on
     done: Callable[[float], None] | None = None
     type: MessageType = MessageType.DELETE

@@ -65,6 +65,7 @@ class Exchange:
     timer: Timer | None = None
     late: bool = False  # a REPLY came after it had failed
     hint: str = ""  # an unproven reason why nothing comes back
+    refusal: PeerError | None = None  # what the peer has proven to say instead of yes
 
     @property
     def over(self) -> bool:
@@ -155,6 +156,8 @@ class Initiator:
             exchange.purpose.complete(exchange, reply, now)
         except (PeerError, LocalError, KernelError) as error:
             exchange.hint = str(error)
+            if isinstance(error, PeerError) and error.reason == "refused-by-peer":
+                exchange.refusal = error
             event = Event.REFUSED
         if reply.ack_request:  # §3.2: after our SAs, and always, whatever we think of the REPLY
             self._acknowledge(exchange, xid, exchange.ticket)

@@ -1,14 +1,14 @@
-"""The SA pairs that live in the kernel on our behalf, found by either SPI or by address pair."""
+"""The SA pairs that live in the kernel on our behalf, found by SPI, by CREATE, or by slot."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from kinkd.kernel.port import SaId
-from kinkd.model import IPAddress, Lifetime
+from kinkd.model import IPAddress, IpsecProtocol, Lifetime, Mode, Selector, Slot
 
 
 class Role(enum.Enum):
@@ -29,10 +29,19 @@ class CommandId(NamedTuple):
     fingerprint: int
 
 
+class Spis(NamedTuple):
+    """The two SAs of one protocol: each SPI was chosen by the SA's receiver."""
+
+    protocol: IpsecProtocol
+    inbound: int
+    outbound: int
+
+
 @dataclass(frozen=True, slots=True)
 class SaPair:
-    """Two SAs, one each way, that one CREATE made.
+    """An SA each way that one Quick Mode made; of a bundle, one each way for every protocol.
 
+    ``sas`` stand in the order of the suite's transforms. ``selector`` is our outbound traffic.
     ``created`` is POSIX seconds; ``epoch`` and ``xid`` are those under which the peer knows
     the exchange: with the host they recognise a repeated CREATE across a restart.
     """
@@ -41,8 +50,10 @@ class SaPair:
     principal: str
     local: IPAddress
     remote: IPAddress
-    inbound_spi: int
-    outbound_spi: int
+    sas: tuple[Spis, ...]
+    mode: Mode
+    udp: bool
+    selector: Selector
     reqid: int
     suite: str
     role: Role
@@ -52,6 +63,8 @@ class SaPair:
     xid: int
     fingerprint: int  # of the CREATE, where the peer sent it; else 0
     etype: int
+    # Of Ni and Nr, while this daemon lives: it settles which of two that cross remains.
+    lowest_nonce: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def command(self) -> CommandId:
@@ -59,68 +72,121 @@ class SaPair:
         return CommandId(self.epoch, self.xid, self.fingerprint)
 
     @property
-    def inbound(self) -> SaId:
-        """The SA from the peer to us; we chose its SPI."""
-        return SaId(self.remote, self.local, self.inbound_spi)
+    def slot(self) -> Slot:
+        """What the pair is for."""
+        return (self.local, self.remote, self.reqid)
 
     @property
-    def outbound(self) -> SaId:
-        """The SA from us to the peer; the peer chose its SPI."""
-        return SaId(self.local, self.remote, self.outbound_spi)
+    def inbound(self) -> tuple[SaId, ...]:
+        """The SAs from the peer to us."""
+        ends = (self.remote, self.local)
+        return tuple(SaId(*ends, spis.inbound, spis.protocol) for spis in self.sas)
+
+    @property
+    def outbound(self) -> tuple[SaId, ...]:
+        """The SAs from us to the peer."""
+        ends = (self.local, self.remote)
+        return tuple(SaId(*ends, spis.outbound, spis.protocol) for spis in self.sas)
+
+    @property
+    def inbound_spis(self) -> tuple[tuple[IpsecProtocol, int], ...]:
+        """What a DELETE of ours names."""
+        return tuple((spis.protocol, spis.inbound) for spis in self.sas)
+
+    def words(self) -> dict[str, object]:
+        """What reports say of it; the SPIs are those of the innermost protocol."""
+        said: dict[str, object] = {
+            "peer": self.host,
+            "role": self.role.value,
+            "local": self.local,
+            "remote": self.remote,
+            "spi_in": f"{self.sas[0].inbound:#010x}",
+            "spi_out": f"{self.sas[0].outbound:#010x}",
+            "suite": self.suite,
+            "etype": self.etype,
+        }
+        if self.mode is Mode.TUNNEL:
+            said["traffic"] = f"{self.selector.source}-{self.selector.destination}"
+        return said
+
+
+_Key = TypeVar("_Key")
+_Name = tuple[IPAddress, IpsecProtocol, int]  # destination, protocol, SPI
 
 
 class PairTable:
-    """The one owner of the live pairs. An SPI is found only together with its destination."""
+    """The one owner of the live pairs. An SPI is found only with its destination and protocol."""
 
     def __init__(self) -> None:
-        self._inbound: dict[tuple[IPAddress, int], SaPair] = {}
-        self._outbound: dict[tuple[IPAddress, int], SaPair] = {}
-        self._creates: dict[tuple[str, CommandId], SaPair] = {}
-        self._between: dict[tuple[IPAddress, IPAddress], list[SaPair]] = {}
+        self._by_sa: dict[_Name, SaPair] = {}
+        self._outbound: dict[_Name, SaPair] = {}
+        self._creates: dict[tuple[str, CommandId], list[SaPair]] = {}
+        self._slots: dict[Slot, list[SaPair]] = {}
         self._hosts: dict[str, list[SaPair]] = {}
 
     def __len__(self) -> int:
-        return len(self._inbound)
+        return sum(map(len, self._hosts.values()))
 
     def __iter__(self) -> Iterator[SaPair]:
-        return iter(tuple(self._inbound.values()))
+        return iter([pair for pairs in self._hosts.values() for pair in pairs])
 
     def add(self, pair: SaPair) -> None:
-        """Take a pair up. Both its SPIs must be new: the kernel has seen to that."""
-        self._inbound[pair.local, pair.inbound_spi] = pair
-        self._outbound[pair.remote, pair.outbound_spi] = pair
+        """Take a pair up. All its SPIs must be new: the kernel has seen to that."""
+        for sa in (*pair.inbound, *pair.outbound):
+            self._by_sa[_name(sa)] = pair
+        for sa in pair.outbound:
+            self._outbound[_name(sa)] = pair
         if pair.role is Role.RESPONDER:
-            self._creates[pair.host, pair.command] = pair
-        self._between.setdefault((pair.local, pair.remote), []).append(pair)
+            self._creates.setdefault((pair.host, pair.command), []).append(pair)
+        self._slots.setdefault(pair.slot, []).append(pair)
         self._hosts.setdefault(pair.host, []).append(pair)
 
     def discard(self, pair: SaPair) -> bool:
         """Give a pair up; False where it was gone already."""
-        if self._inbound.pop((pair.local, pair.inbound_spi), None) is None:
+        if not self.holds(pair):
             return False
-        del self._outbound[pair.remote, pair.outbound_spi]
-        self._creates.pop((pair.host, pair.command), None)
-        self._between[pair.local, pair.remote].remove(pair)
-        self._hosts[pair.host].remove(pair)
+        for sa in (*pair.inbound, *pair.outbound):
+            del self._by_sa[_name(sa)]
+        for sa in pair.outbound:
+            del self._outbound[_name(sa)]
+        if pair.role is Role.RESPONDER:
+            _remove(self._creates, (pair.host, pair.command), pair)
+        _remove(self._slots, pair.slot, pair)
+        _remove(self._hosts, pair.host, pair)
         return True
+
+    def holds(self, pair: SaPair) -> bool:
+        """Whether a pair lives."""
+        return self._by_sa.get(_name(pair.inbound[0])) is pair
 
     def by_sa(self, sa: SaId) -> SaPair | None:
         """The pair that an SA of the kernel belongs to."""
-        key = (sa.destination, sa.spi)
-        return self._inbound.get(key) or self._outbound.get(key)
+        return self._by_sa.get(_name(sa))
 
-    def by_outbound(self, remote: IPAddress, spi: int) -> SaPair | None:
+    def by_outbound(self, remote: IPAddress, protocol: IpsecProtocol, spi: int) -> SaPair | None:
         """The pair whose outbound SPI the peer names in a DELETE."""
-        return self._outbound.get((remote, spi))
+        return self._outbound.get((remote, protocol, spi))
 
     def of_host(self, host: str) -> list[SaPair]:
         """All pairs with one host, the oldest first."""
         return list(self._hosts.get(host, ()))
 
-    def between(self, local: IPAddress, remote: IPAddress) -> list[SaPair]:
-        """All pairs of one address pair, the oldest first."""
-        return list(self._between.get((local, remote), ()))
+    def in_slot(self, slot: Slot) -> list[SaPair]:
+        """All pairs that are for the same, the oldest first."""
+        return list(self._slots.get(slot, ()))
 
-    def of_create(self, host: str, command: CommandId) -> SaPair | None:
-        """The pair that this CREATE of a peer made, if it lives."""
-        return self._creates.get((host, command))
+    def of_create(self, host: str, command: CommandId) -> list[SaPair]:
+        """The pairs that this CREATE of a peer made, as far as they live."""
+        return list(self._creates.get((host, command), ()))
+
+
+def _name(sa: SaId) -> _Name:
+    return (sa.destination, sa.protocol, sa.spi)
+
+
+def _remove(table: dict[_Key, list[SaPair]], key: _Key, pair: SaPair) -> None:
+    """Take a pair out of an index, and the entry with its last one."""
+    pairs = table[key]
+    pairs[:] = [other for other in pairs if other is not pair]
+    if not pairs:
+        del table[key]

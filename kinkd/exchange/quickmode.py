@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 
 from kinkd.errors import MalformedIsakmp, PeerError
-from kinkd.keying.negotiate import DEFAULT_LIFETIME_SECONDS, Offer
-from kinkd.model import IPAddress, Lifetime, Mode, Suite
+from kinkd.exchange import identities
+from kinkd.keying.negotiate import DEFAULT_LIFETIME_SECONDS, Offer, Part, Terms
+from kinkd.model import IpsecProtocol, Lifetime, Mode, Selector, Suite, Transform
 from kinkd.wire import grammar, isakmp, kink
 from kinkd.wire.numbers import (
     AttributeClass,
     EncapsulationMode,
-    IdType,
     IsakmpPayload,
     LifeType,
     MessageType,
@@ -21,14 +22,21 @@ from kinkd.wire.numbers import (
 )
 
 NONCE_OCTETS = 32
-_ESN_64_BITS = 1  # RFC 4304 §2: the only value; without the attribute it is 32 bits
 FIRST_SPI = 256  # RFC 4303 §2.1: 0 to 255 are reserved
+_ESN_64_BITS = 1  # RFC 4304 §2: the only value; without the attribute it is 32 bits
+_COMBINATIONS = 64
+"""Of the transforms of a bundle's protocols, so many are read; who offers more means no good."""
 
+PROTOCOL_IDS = {IpsecProtocol.ESP: ProtocolId.ESP, IpsecProtocol.AH: ProtocolId.AH}
+"""ISAKMP's numbers of the protocols (RFC 2407 §4.4.1)."""
+_PROTOCOLS = {int(number): protocol for protocol, number in PROTOCOL_IDS.items()}
 _MODES = {
-    Mode.TRANSPORT: EncapsulationMode.TRANSPORT,
-    Mode.TUNNEL: EncapsulationMode.TUNNEL,
+    (Mode.TRANSPORT, False): EncapsulationMode.TRANSPORT,
+    (Mode.TUNNEL, False): EncapsulationMode.TUNNEL,
+    (Mode.TRANSPORT, True): EncapsulationMode.UDP_TRANSPORT,  # RFC 3947 §5.1
+    (Mode.TUNNEL, True): EncapsulationMode.UDP_TUNNEL,
 }
-_KNOWN_MODES = {int(number): mode for mode, number in _MODES.items()}
+_KNOWN_MODES = {int(number): known for known, number in _MODES.items()}
 _SINGLE = frozenset(
     map(
         int,
@@ -45,28 +53,39 @@ _SINGLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """The Quick Mode part of a CREATE or of its REPLY."""
+    """The Quick Mode part of a CREATE or of its REPLY.
+
+    ``traffic`` is what the client identities say, from the initiator to the responder.
+    """
 
     offers: tuple[Offer, ...]
     nonce: bytes | None = field(repr=False)
     public: bytes | None = None  # of a KE payload
-    identities: tuple[isakmp.Identification, ...] = ()
+    traffic: Selector | None = None
+    notifications: tuple[isakmp.Notification, ...] = ()  # that refuse nothing
 
 
 def propose(
-    suite: Suite,
-    mode: Mode,
-    lifetime: Lifetime,
-    spi: int,
-    *,
-    number: int = 1,
-    group: int | None = None,
-    esn: bool = False,
-) -> isakmp.Proposal:
-    """One ESP proposal of one transform, its attributes in the order that every peer reads.
+    number: int, suite: Suite, terms: Terms, spis: Sequence[int]
+) -> tuple[isakmp.Proposal, ...]:
+    """The proposals of one number that offer ``suite``: one for each protocol, of one transform.
 
-    With a KE payload every transform names its ``group`` (RFC 2409 §5.5).
+    AH stands before ESP, as it does in the packet. ``spis`` are those of the suite's transforms.
     """
+    return tuple(
+        isakmp.Proposal(
+            number,
+            PROTOCOL_IDS[transform.protocol],
+            spi.to_bytes(4, "big"),
+            (isakmp.Transform(1, transform.transform_id, _attributes(transform, terms)),),
+        )
+        for transform, spi in reversed(tuple(zip(suite.transforms, spis, strict=True)))
+    )
+
+
+def _attributes(transform: Transform, terms: Terms) -> tuple[isakmp.Attribute, ...]:
+    """In the order that every peer reads."""
+    lifetime = terms.lifetime
     attributes = [
         isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.SECONDS),
         isakmp.Attribute(AttributeClass.LIFE_DURATION, lifetime.seconds),
@@ -76,34 +95,62 @@ def propose(
             isakmp.Attribute(AttributeClass.LIFE_TYPE, LifeType.KILOBYTES),
             isakmp.Attribute(AttributeClass.LIFE_DURATION, lifetime.kilobytes),
         ]
-    if group is not None:
-        attributes.append(isakmp.Attribute(AttributeClass.GROUP_DESCRIPTION, group))
-    attributes.append(isakmp.Attribute(AttributeClass.ENCAPSULATION_MODE, _MODES[mode]))
-    if suite.key_bits is not None:
-        attributes.append(isakmp.Attribute(AttributeClass.KEY_LENGTH, suite.key_bits))
-    if suite.authentication_id is not None:
+    if terms.group is not None:  # RFC 2409 §5.5: with a KE payload every transform names it
+        attributes.append(isakmp.Attribute(AttributeClass.GROUP_DESCRIPTION, terms.group))
+    if terms.mode is not None:
+        mode = _MODES[terms.mode, terms.udp]
+        attributes.append(isakmp.Attribute(AttributeClass.ENCAPSULATION_MODE, mode))
+    if transform.key_bits is not None:
+        attributes.append(isakmp.Attribute(AttributeClass.KEY_LENGTH, transform.key_bits))
+    if transform.authentication_id is not None:
         attributes.append(
-            isakmp.Attribute(AttributeClass.AUTHENTICATION_ALGORITHM, suite.authentication_id)
+            isakmp.Attribute(AttributeClass.AUTHENTICATION_ALGORITHM, transform.authentication_id)
         )
-    if esn:
+    if terms.esn:
         attributes.append(isakmp.Attribute(AttributeClass.ESN, _ESN_64_BITS))
-    transform = isakmp.Transform(1, suite.transform_id, tuple(attributes))
-    return isakmp.Proposal(number, ProtocolId.ESP, spi.to_bytes(4, "big"), (transform,))
+    return tuple(attributes)
+
+
+def answer(
+    suite: Suite, offer: Offer, terms: Terms, spis: Sequence[int]
+) -> tuple[isakmp.Proposal, ...]:
+    """The proposals of a REPLY: the chosen ones under their own numbers, in their own order,
+    with our SPIs (RFC 2409 §5.5) and ``terms``, of which only the lifetime may differ."""
+    made = propose(offer.proposal, suite, terms, spis)
+    by_protocol = {proposal.protocol_id: proposal for proposal in made}
+    answers: list[isakmp.Proposal] = []
+    for part in offer.parts:
+        if part.protocol is None:
+            continue
+        own = by_protocol[PROTOCOL_IDS[part.protocol]]
+        lifetime = terms.lifetime
+        if part.terms.lifetime.kilobytes is None:  # what was not offered is not answered
+            lifetime = Lifetime(lifetime.seconds)
+        said = part.terms.within(lifetime)
+        transform = next(t for t in suite.transforms if t.protocol is part.protocol)
+        chosen = isakmp.Transform(part.transform, part.transform_id, _attributes(transform, said))
+        answers.append(isakmp.Proposal(own.number, own.protocol_id, own.spi, (chosen,)))
+    return tuple(answers)
 
 
 def creation(
-    proposals: tuple[isakmp.Proposal, ...], nonce: bytes | None, public: bytes | None = None
+    proposals: tuple[isakmp.Proposal, ...],
+    nonce: bytes | None,
+    public: bytes | None = None,
+    traffic: Selector | None = None,
 ) -> kink.Isakmp:
     """The KINK_ISAKMP payload of a CREATE, or with one proposal of its REPLY (§6.3).
 
     ``nonce`` is Ni or Nr, None in the REPLY of a 2-message exchange; ``public`` is the public
-    value of a KE payload.
+    value of a KE payload; ``traffic`` becomes client identities, IDci before IDcr.
     """
     parts: list[isakmp.QuickModePayload] = [isakmp.SecurityAssociation(proposals)]
     if nonce is not None:
         parts.append(isakmp.Nonce(nonce))
     if public is not None:
         parts.append(isakmp.KeyExchange(public))
+    if traffic is not None:
+        parts += identities.write(traffic)
     return isakmp.encode(tuple(parts))
 
 
@@ -111,29 +158,34 @@ def read_creation(payload: kink.Isakmp, *, reply: bool = False) -> Creation:
     """Read the Quick Mode part of a CREATE, or of the REPLY to one.
 
     Raises:
-        PeerError: malformed; "refused-by-peer" for an error notification in a REPLY.
+        PeerError: malformed; identities that no selector can say; "refused-by-peer" for an error
+            notification in a REPLY.
     """
     parts = isakmp.decode(payload)
     grammar.check_quick_mode(MessageType.CREATE, parts, reply=reply)
     offers: tuple[Offer, ...] = ()
     nonce: bytes | None = None
     public: bytes | None = None
-    identities: list[isakmp.Identification] = []
+    clients: list[isakmp.Identification] = []
+    notifications: list[isakmp.Notification] = []
     for part in parts:
         match part:
             case isakmp.SecurityAssociation():
-                offers = _read_offers(part)
+                offers = read_offers(part)
             case isakmp.Nonce():
                 nonce = part.data
             case isakmp.KeyExchange():
                 public = part.data
             case isakmp.Identification():
-                identities.append(part)
-            case isakmp.Notification() if reply:
-                refuse_error_notification(part)
+                clients.append(part)
+            case isakmp.Notification():
+                if reply:  # in a request an unknown error type is ignored too, RFC 4430 §5.5
+                    refuse_error_notification(part)
+                notifications.append(part)
             case _:
-                continue  # in a request an unknown error type is ignored too, RFC 4430 §5.5
-    return Creation(offers, nonce, public, tuple(identities))
+                continue
+    traffic = identities.read(clients[0], clients[1]) if clients else None
+    return Creation(offers, nonce, public, traffic, tuple(notifications))
 
 
 def refuse_key_exchange() -> PeerError:
@@ -161,32 +213,40 @@ def refuse_error_notification(part: isakmp.Notification) -> None:
             name = NotifyType(part.type).name
         except ValueError:
             name = f"error notification {part.type}"
-        raise PeerError("refused-by-peer", name.replace("_", "-"))
+        raise PeerError(
+            "refused-by-peer",
+            name.replace("_", "-"),
+            notify=part.type,
+            notify_data=part.data,
+        )
 
 
-def _read_offers(association: isakmp.SecurityAssociation) -> tuple[Offer, ...]:
+def read_offers(association: isakmp.SecurityAssociation) -> tuple[Offer, ...]:
+    """All that an SA payload offers, in its order: the first is the optimistic one (§3.2)."""
     if association.doi != 1 or association.situation != 1:  # RFC 4430 §5, SIT_IDENTITY_ONLY
         raise MalformedIsakmp("an SA payload of another DOI or situation")
-    offers: list[Offer] = []
-    numbers = [proposal.number for proposal in association.proposals]
-    for proposal in association.proposals:
-        bundled = numbers.count(proposal.number) > 1  # RFC 2408 §4.2: a logical AND
-        # What cannot be chosen keeps its place: the first offer is the optimistic one.
-        usable = proposal.protocol_id == ProtocolId.ESP and not bundled
-        spi = int.from_bytes(proposal.spi, "big")
-        offers += [
-            _read_transform(proposal.number, spi, transform, usable=usable)
-            for transform in proposal.transforms
-        ]
-    return tuple(offers)
+    by_number: dict[int, list[isakmp.Proposal]] = {}
+    for proposal in association.proposals:  # RFC 2408 §4.2: one number is a logical AND
+        by_number.setdefault(proposal.number, []).append(proposal)
+    return tuple(offer for group in by_number.values() for offer in _combine(group))
 
 
-def _read_transform(proposal: int, spi: int, transform: isakmp.Transform, *, usable: bool) -> Offer:
+def _combine(bundle: list[isakmp.Proposal]) -> Iterable[Offer]:
+    """Each choice of a transform for every protocol of a bundle; the first of each first."""
+    choices = [
+        [_read_transform(proposal, transform) for transform in proposal.transforms]
+        for proposal in bundle
+    ]
+    for parts in itertools.islice(itertools.product(*choices), _COMBINATIONS):
+        yield Offer(bundle[0].number, parts)
+
+
+def _read_transform(proposal: isakmp.Proposal, transform: isakmp.Transform) -> Part:
     values: dict[int, int] = {}
     life_type: int | None = None
     seconds: int | None = None
     kilobytes: int | None = None
-    readable = usable
+    readable = True
     for attribute in transform.attributes:
         kind, value = attribute.type, attribute.value
         if kind == AttributeClass.LIFE_TYPE:
@@ -200,56 +260,36 @@ def _read_transform(proposal: int, spi: int, transform: isakmp.Transform, *, usa
         else:
             readable = False  # RFC 2407 §4.5: a transform we do not understand is not chosen
     esn = values.get(AttributeClass.ESN)
-    return Offer(
-        proposal=proposal,
+    mode, udp = _KNOWN_MODES.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0), (None, False))
+    return Part(
+        protocol=_PROTOCOLS.get(proposal.protocol_id),
         transform=transform.number,
-        spi=spi,
+        spi=int.from_bytes(proposal.spi, "big"),
         transform_id=transform.transform_id,
         key_bits=values.get(AttributeClass.KEY_LENGTH),
         authentication_id=values.get(AttributeClass.AUTHENTICATION_ALGORITHM),
-        group=values.get(AttributeClass.GROUP_DESCRIPTION),
-        mode=_KNOWN_MODES.get(values.get(AttributeClass.ENCAPSULATION_MODE, 0)),
-        lifetime=Lifetime(DEFAULT_LIFETIME_SECONDS if seconds is None else seconds, kilobytes),
+        terms=Terms(
+            mode=mode,
+            lifetime=Lifetime(DEFAULT_LIFETIME_SECONDS if seconds is None else seconds, kilobytes),
+            udp=udp,
+            group=values.get(AttributeClass.GROUP_DESCRIPTION),
+            esn=esn is not None,
+        ),
+        # What cannot be chosen keeps its place: the first offer is the optimistic one.
         readable=readable and seconds != 0 and kilobytes != 0 and esn in (None, _ESN_64_BITS),
-        esn=esn is not None,
     )
 
 
-def check_identities(
-    identities: tuple[isakmp.Identification, ...], initiator: IPAddress, responder: IPAddress
-) -> None:
-    """Client identities must be the address pair itself, all protocols: our SAs are of that grain.
-
-    Raises:
-        PeerError: NO-PROPOSAL-CHOSEN for any other, RFC 4430 §5.3.
-    """
-    if not identities:
-        return
-    expected = (initiator, responder)
-    given = tuple(_address_of(identity) for identity in identities)
-    if given != expected:
-        raise PeerError(
-            "other-identities",
-            "client identities that are not the two addresses",
-            notify=NotifyType.NO_PROPOSAL_CHOSEN,
-        )
+Named = tuple[int, bytes]
+"""A protocol id of ISAKMP, and an SPI as it is on the wire."""
 
 
-def _address_of(identity: isakmp.Identification) -> IPAddress | None:
-    whole = identity.protocol == 0 and identity.port == 0
-    lengths: dict[int, int] = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
-    if not whole or lengths.get(identity.id_type) != len(identity.data):
-        return None
-    return ip_address(identity.data)
+def deletion(spis: Iterable[tuple[IpsecProtocol, int]]) -> kink.Isakmp:
+    """A KINK_ISAKMP payload that names our inbound SAs (RFC 4430 §3.3)."""
+    return isakmp.encode(_deletes(spis))
 
 
-def deletion(spis: tuple[int, ...]) -> kink.Isakmp:
-    """A KINK_ISAKMP payload that names our inbound ESP SAs (RFC 4430 §3.3)."""
-    octets = tuple(spi.to_bytes(4, "big") for spi in spis)
-    return isakmp.encode((isakmp.Delete(ProtocolId.ESP, octets),))
-
-
-def read_deletion(payload: kink.Isakmp) -> tuple[tuple[int, bytes], ...]:
+def read_deletion(payload: kink.Isakmp) -> tuple[Named, ...]:
     """The (protocol id, SPI) that a DELETE names (RFC 4430 §3.3). PeerError where malformed."""
     parts = isakmp.decode(payload)
     grammar.check_quick_mode(MessageType.DELETE, parts)
@@ -257,19 +297,34 @@ def read_deletion(payload: kink.Isakmp) -> tuple[tuple[int, bytes], ...]:
     return tuple((part.protocol_id, spi) for part in deletes for spi in part.spis)
 
 
+def known_sa(name: Named) -> tuple[IpsecProtocol, int] | None:
+    """What a DELETE names, in our terms; None: no protocol of ours."""
+    protocol_id, spi = name
+    protocol = _PROTOCOLS.get(protocol_id)
+    return None if protocol is None else (protocol, int.from_bytes(spi, "big"))
+
+
 def deletion_answer(
-    ours: tuple[int, ...], unknown: tuple[tuple[int, bytes], ...]
+    ours: Iterable[tuple[IpsecProtocol, int]], unknown: Sequence[Named]
 ) -> tuple[kink.Payload, ...]:
     """One KINK_ISAKMP payload: our inbound SPIs, INVALID-SPI for what we have not (§3.3, §6.4)."""
-    parts: list[isakmp.QuickModePayload] = []
-    if ours:
-        octets = tuple(spi.to_bytes(4, "big") for spi in ours)
-        parts.append(isakmp.Delete(ProtocolId.ESP, octets))
-    parts += [
+    notifications = tuple(
         isakmp.Notification(protocol, spi, NotifyType.INVALID_SPI)
         for protocol, spi in unknown[: grammar.MAX_NOTIFICATIONS]
-    ]
-    return (isakmp.encode(tuple(parts)),) if parts else ()
+    )
+    parts: tuple[isakmp.QuickModePayload, ...] = (*_deletes(ours), *notifications)
+    return (isakmp.encode(parts),) if parts else ()
+
+
+def _deletes(spis: Iterable[tuple[IpsecProtocol, int]]) -> tuple[isakmp.Delete, ...]:
+    """One payload for each protocol (RFC 2408 §3.15)."""
+    by_protocol: dict[IpsecProtocol, list[bytes]] = {}
+    for protocol, spi in spis:
+        by_protocol.setdefault(protocol, []).append(spi.to_bytes(4, "big"))
+    return tuple(
+        isakmp.Delete(PROTOCOL_IDS[protocol], tuple(named))
+        for protocol, named in by_protocol.items()
+    )
 
 
 def notification(notify: int, data: bytes = b"") -> kink.Isakmp:

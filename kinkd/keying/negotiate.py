@@ -1,12 +1,12 @@
-"""What is offered, what is chosen, and whether the answer is the one that was hoped for. Pure."""
+"""What is offered, what is chosen, and whether the answer is one that was offered. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kinkd.errors import PeerError
-from kinkd.model import Lifetime, Mode, Suite
+from kinkd.model import IpsecProtocol, Lifetime, Mode, Suite, Transform
 from kinkd.wire.numbers import NotifyType
 
 DEFAULT_LIFETIME_SECONDS = 28800
@@ -14,35 +14,107 @@ DEFAULT_LIFETIME_SECONDS = 28800
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """One transform of one ESP proposal, with its attributes read.
+class Terms:
+    """What a transform says beside its algorithms (RFC 2407 §4.5, RFC 4304 §2, RFC 3947 §5.1).
 
-    ``readable`` is false where an attribute was there that we do not understand: such a
-    transform may not be chosen (RFC 2407 §4.5).
+    ``mode`` None: not said, or not known to us. ``group`` None: without a KE payload.
     """
 
-    proposal: int
+    mode: Mode | None
+    lifetime: Lifetime
+    udp: bool = False  # ESP in UDP (RFC 3948)
+    group: int | None = None
+    esn: bool = False  # sequence numbers of 64 bits
+
+    def within(self, lifetime: Lifetime) -> Terms:
+        """The same, for no longer than ``lifetime``."""
+        return replace(self, lifetime=shorter(self.lifetime, lifetime))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One transform of one protocol of a proposal, with its attributes read.
+
+    ``readable`` is false where something stands there that we do not understand: such a
+    transform may not be chosen (RFC 2407 §4.5). ``protocol`` None: neither ESP nor AH.
+    """
+
+    protocol: IpsecProtocol | None
     transform: int
     spi: int
     transform_id: int
     key_bits: int | None
     authentication_id: int | None
-    mode: Mode | None
-    lifetime: Lifetime
-    group: int | None = None
+    terms: Terms
     readable: bool = True
-    esn: bool = False  # sequence numbers of 64 bits (RFC 4304 §2)
 
-    def is_for(self, suite: Suite, mode: Mode, *, group: int | None, esn: bool) -> bool:
-        """Whether this transform is ``suite`` in ``mode``, with a KE payload of ``group``."""
+    def is_for(self, transform: Transform) -> bool:
+        """Whether the algorithms are these."""
         return (
             self.readable
-            and self.transform_id == suite.transform_id
-            and self.key_bits == suite.key_bits
-            and self.authentication_id == suite.authentication_id
-            and self.mode is mode
-            and self.group == group
-            and self.esn is esn
+            and self.protocol is transform.protocol
+            and self.transform_id == transform.transform_id
+            and self.key_bits == transform.key_bits
+            and self.authentication_id == transform.authentication_id
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One way to take a proposal: a transform for each of its protocols (RFC 2408 §4.2)."""
+
+    proposal: int
+    parts: tuple[Part, ...]
+
+    @property
+    def terms(self) -> Terms:
+        """Those of all its parts; the shortest lifetime counts."""
+        terms = self.parts[0].terms
+        for part in self.parts[1:]:
+            terms = terms.within(part.terms.lifetime)
+        return terms
+
+    def part(self, protocol: IpsecProtocol) -> Part:
+        """The part of one protocol.
+
+        Raises:
+            KeyError: it has none.
+        """
+        for part in self.parts:
+            if part.protocol is protocol:
+                return part
+        raise KeyError(protocol)
+
+    def is_for(self, suite: Suite, demands: Demands) -> bool:
+        """Whether this is ``suite`` as the policy demands it."""
+        if len(self.parts) != len(suite.transforms):
+            return False
+        terms = self.terms
+        same = all(replace(p.terms, lifetime=terms.lifetime) == terms for p in self.parts)
+        return (
+            same
+            and demands.allow(terms)
+            and all(any(p.is_for(t) for p in self.parts) for t in suite.transforms)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What the policy demands of the terms; ``lifetime`` may only be lowered."""
+
+    mode: Mode
+    lifetime: Lifetime
+    udp: bool = False
+    groups: tuple[int | None, ...] = (None,)
+    esn: tuple[bool, ...] = (False,)
+
+    def allow(self, terms: Terms) -> bool:
+        """Whether these terms are what is demanded, whatever the lifetime."""
+        return (
+            terms.mode is self.mode
+            and terms.udp is self.udp
+            and terms.group in self.groups
+            and terms.esn in self.esn
         )
 
 
@@ -52,19 +124,11 @@ class Choice:
 
     offer: Offer
     suite: Suite
-    lifetime: Lifetime
+    terms: Terms
     optimistic: bool
 
 
-def choose(
-    offers: Sequence[Offer],
-    suites: Iterable[Suite],
-    mode: Mode,
-    lifetime: Lifetime,
-    *,
-    group: int | None = None,
-    esn: bool = False,
-) -> Choice:
+def choose(offers: Sequence[Offer], suites: Iterable[Suite], demands: Demands) -> Choice:
     """Pick one of the initiator's offers.
 
     The optimistic one wins where policy allows it at all, since it saves a message
@@ -76,12 +140,13 @@ def choose(
     allowed = tuple(suites)
     for position, offer in enumerate(offers):
         for suite in allowed:
-            if offer.is_for(suite, mode, group=group, esn=esn):
-                optimistic = position == 0 and group is None  # RFC 4430 §3.2: never with a KE
-                return Choice(offer, suite, shorter(offer.lifetime, lifetime), optimistic)
+            if offer.is_for(suite, demands):
+                terms = offer.terms.within(demands.lifetime)
+                optimistic = position == 0 and terms.group is None  # RFC 4430 §3.2: never with KE
+                return Choice(offer, suite, terms, optimistic)
     raise PeerError(
         "no-proposal-chosen",
-        f"none of the {len(offers)} offered transforms is allowed by the policy",
+        f"none of the {len(offers)} offers is allowed by the policy",
         notify=NotifyType.NO_PROPOSAL_CHOSEN,
     )
 
@@ -92,8 +157,8 @@ def shorter(one: Lifetime, other: Lifetime) -> Lifetime:
     return Lifetime(min(one.seconds, other.seconds), min(volumes, default=None))
 
 
-def check_answer(offered: Offer, answered: Offer) -> Lifetime:
-    """The lifetime in force where the responder took this offer of ours.
+def check_answer(offers: Sequence[Offer], answered: Offer) -> tuple[int, Terms]:
+    """Which offer of ours the responder took, and the terms then in force.
 
     All attributes must be identical but the lifetimes, which may only be lower
     (RFC 4430 §3.2).
@@ -102,23 +167,35 @@ def check_answer(offered: Offer, answered: Offer) -> Lifetime:
         PeerError: another transform, or a raised lifetime. No code: an initiator has no
             message to report it with (RFC 4430 §3.5).
     """
-    same = (
-        answered.readable
-        and (answered.proposal, answered.transform) == (offered.proposal, offered.transform)
-        and answered.transform_id == offered.transform_id
-        and answered.key_bits == offered.key_bits
-        and answered.authentication_id == offered.authentication_id
-        and answered.mode is offered.mode
-        and answered.group == offered.group
-        and answered.esn is offered.esn
+    for position, offered in enumerate(offers):
+        if _is_answer(offered, answered):
+            if any(_raises(offered, part) for part in answered.parts):
+                raise PeerError("raised-lifetime", "the responder raised a lifetime it may lower")
+            return position, answered.terms.within(offered.terms.lifetime)
+    raise PeerError("other-proposal-chosen", "the responder chose what was not offered")
+
+
+def _is_answer(offered: Offer, answered: Offer) -> bool:
+    if answered.proposal != offered.proposal or len(answered.parts) != len(offered.parts):
+        return False
+    return all(
+        any(_is_same(ours, theirs) for theirs in answered.parts if theirs.readable)
+        for ours in offered.parts
     )
-    if not same:
-        raise PeerError("other-proposal-chosen", "the responder chose what was not offered")
-    raised = answered.lifetime.seconds > offered.lifetime.seconds or (
-        answered.lifetime.kilobytes is not None
-        and offered.lifetime.kilobytes is not None
-        and answered.lifetime.kilobytes > offered.lifetime.kilobytes
+
+
+def _is_same(ours: Part, theirs: Part) -> bool:
+    """All but the SPI, which is its receiver's, and the lifetime."""
+    return replace(ours, spi=0) == replace(
+        theirs, spi=0, terms=replace(theirs.terms, lifetime=ours.terms.lifetime)
     )
-    if raised:
-        raise PeerError("raised-lifetime", "the responder raised a lifetime it may only lower")
-    return shorter(answered.lifetime, offered.lifetime)
+
+
+def _raises(offered: Offer, answered: Part) -> bool:
+    ours = next(part for part in offered.parts if part.protocol is answered.protocol)
+    before, after = ours.terms.lifetime, answered.terms.lifetime
+    return after.seconds > before.seconds or (
+        after.kilobytes is not None
+        and before.kilobytes is not None
+        and after.kilobytes > before.kilobytes
+    )
