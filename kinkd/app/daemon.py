@@ -18,7 +18,7 @@ from kinkd.app.logs import log
 from kinkd.app.notify import notify
 from kinkd.app.operator import Operator, Services
 from kinkd.app.tickets import TicketWorkers
-from kinkd.app.udp import UdpSocket, open_sockets
+from kinkd.app.udp import UdpSocket, open_esp_in_udp, open_sockets
 from kinkd.errors import LocalError, TicketUnavailable
 from kinkd.exchange.effects import (
     Command,
@@ -46,6 +46,7 @@ class Daemon:
         self._policy = policy
         self._lock = startup.lock_state(config.state_directory)
         self._sockets = open_sockets()
+        self._esp_in_udp = open_esp_in_udp(policy)
         self._journal = Journal(config.state_directory / "journal.db")
         self._unwritten: list[Command] = []  # journal entries that could not be written yet
         self._kernel = startup.open_kernel()
@@ -207,7 +208,7 @@ class Daemon:
         self._set_timer()
 
     def _close(self) -> None:
-        for udp in self._sockets:
+        for udp in (*self._sockets, *self._esp_in_udp):
             udp.close()
         self._kernel.close()
         self._journal.close()

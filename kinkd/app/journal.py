@@ -9,22 +9,24 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from kinkd.errors import LocalError
-from kinkd.exchange.pairs import CommandId, Role, SaPair
-from kinkd.model import Lifetime
+from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
+from kinkd.model import IpsecProtocol, Lifetime, Mode, PortMatch, Selector
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _ANSWERED_SECONDS = 600  # as exchange.core.MEMORY_SECONDS: until no authenticator is fresh
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE pair (
     local TEXT NOT NULL,
-    inbound_spi INTEGER NOT NULL,
     remote TEXT NOT NULL,
-    outbound_spi INTEGER NOT NULL,
+    sas TEXT NOT NULL,  -- protocol:inbound:outbound of each SPI pair, separated by spaces
+    mode INTEGER NOT NULL,
+    udp INTEGER NOT NULL,
+    selector TEXT NOT NULL,  -- our outbound traffic
     host TEXT NOT NULL,
     principal TEXT NOT NULL,
     reqid INTEGER NOT NULL,
@@ -37,7 +39,7 @@ CREATE TABLE pair (
     xid INTEGER NOT NULL,
     fingerprint INTEGER NOT NULL,
     etype INTEGER NOT NULL,
-    PRIMARY KEY (local, inbound_spi)
+    PRIMARY KEY (local, sas)
 ) STRICT;
 CREATE TABLE answered (
     host TEXT NOT NULL,
@@ -49,7 +51,7 @@ CREATE TABLE answered (
 ) STRICT;
 """
 _COLUMNS = (
-    "local, inbound_spi, remote, outbound_spi, host, principal, reqid, suite, role, "
+    "local, remote, sas, mode, udp, selector, host, principal, reqid, suite, role, "
     "seconds, kilobytes, created, epoch, xid, fingerprint, etype"
 )
 
@@ -92,11 +94,13 @@ class Journal:
     def record(self, pair: SaPair) -> None:
         """Remember a live pair. It outlives the process; with the machine the SAs go as well."""
         self._execute(
-            f"INSERT OR REPLACE INTO pair ({_COLUMNS}) VALUES ({', '.join('?' * 16)})",  # noqa: S608  # constants only
+            f"INSERT OR REPLACE INTO pair ({_COLUMNS}) VALUES ({', '.join('?' * 18)})",  # noqa: S608  # constants only
             str(pair.local),
-            pair.inbound_spi,
             str(pair.remote),
-            pair.outbound_spi,
+            _write_spis(pair.sas),
+            int(pair.mode),
+            int(pair.udp),
+            _write_selector(pair.selector),
             pair.host,
             pair.principal,
             pair.reqid,
@@ -121,9 +125,9 @@ class Journal:
             )
             self._execute("DELETE FROM answered WHERE ended < unixepoch() - ?", _ANSWERED_SECONDS)
         self._execute(
-            "DELETE FROM pair WHERE local = ? AND inbound_spi = ?",
+            "DELETE FROM pair WHERE local = ? AND sas = ?",
             str(pair.local),
-            pair.inbound_spi,
+            _write_spis(pair.sas),
         )
 
     def answered(self) -> list[tuple[str, CommandId]]:
@@ -143,8 +147,10 @@ class Journal:
                 principal=principal,
                 local=ip_address(local),
                 remote=ip_address(remote),
-                inbound_spi=inbound_spi,
-                outbound_spi=outbound_spi,
+                sas=_read_spis(sas),
+                mode=Mode(mode),
+                udp=bool(udp),
+                selector=_read_selector(selector),
                 reqid=reqid,
                 suite=suite,
                 role=Role(role),
@@ -157,9 +163,11 @@ class Journal:
             )
             for (
                 local,
-                inbound_spi,
                 remote,
-                outbound_spi,
+                sas,
+                mode,
+                udp,
+                selector,
                 host,
                 principal,
                 reqid,
@@ -194,3 +202,32 @@ class Journal:
                 f"{_SCHEMA_VERSION}; run the kinkd that wrote it, or move the file away "
                 "(existing SAs are then removed at start)"
             )
+
+
+def _write_spis(sas: tuple[Spis, ...]) -> str:
+    return " ".join(f"{int(protocol)}:{inbound}:{outbound}" for protocol, inbound, outbound in sas)
+
+
+def _read_spis(text: str) -> tuple[Spis, ...]:
+    found = (map(int, each.split(":")) for each in text.split())
+    return tuple(
+        Spis(IpsecProtocol(protocol), inbound, outbound) for protocol, inbound, outbound in found
+    )
+
+
+def _write_selector(selector: Selector) -> str:
+    ports = (selector.source_port, selector.destination_port)
+    numbers = (selector.protocol, *(number for port in ports for number in (port.port, port.mask)))
+    return f"{selector.source} {selector.destination} {' '.join(map(str, numbers))}"
+
+
+def _read_selector(text: str) -> Selector:
+    source, destination, *numbers = text.split()
+    protocol, source_port, source_mask, port, mask = map(int, numbers)
+    return Selector(
+        ip_network(source),
+        ip_network(destination),
+        protocol,
+        PortMatch(source_port, source_mask),
+        PortMatch(port, mask),
+    )

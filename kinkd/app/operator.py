@@ -15,7 +15,7 @@ from kinkd.errors import LocalError, PeerError
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.pairs import SaPair
 from kinkd.kernel.port import Kernel
-from kinkd.model import Host, IPAddress
+from kinkd.model import Host, Protection
 from kinkd.policy.match import HostPolicy
 
 _DELETE_PATIENCE = 5.0  # seconds that shutdown waits for peers to answer a DELETE
@@ -74,23 +74,23 @@ class Operator:
 
     async def _initiate(self, arguments: Arguments) -> dict[str, object]:
         host = self._host(arguments)
-        pairs = [(lo, re) for lo, re, p in self._policy.protections if p.peer.name == host.name]
-        if not pairs:
+        protections = self._policy.with_host(host.name)
+        if not protections:
             raise LocalError(f"no rule of the policy protects traffic with {host.name}")
-        results = await asyncio.gather(*(self._create(local, remote) for local, remote in pairs))
+        results = await asyncio.gather(*map(self._create, protections))
         return {"peer": host.name, "pairs": results}
 
-    async def _create(self, local: IPAddress, remote: IPAddress) -> dict[str, object]:
+    async def _create(self, protection: Protection) -> dict[str, object]:
         done: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
 
         def ended(pair: SaPair | None, reason: str, _: float) -> None:
             if done.done():  # whoever asked is gone
                 return
-            row = {"local": str(local), "remote": str(remote), "ok": pair is not None}
+            row = {**views.traffic(protection), "ok": pair is not None}
             done.set_result(row if pair is not None else {**row, "reason": reason})
 
         try:
-            self._endpoint.initiate(local, remote, self._services.now(), ended)
+            self._endpoint.initiate(protection, self._services.now(), ended)
         except PeerError as error:
             raise LocalError(str(error)) from error
         self._services.carry_out()

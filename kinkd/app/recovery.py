@@ -40,12 +40,13 @@ class Recovered:
 
 def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered:
     """Match the journal with the kernel's SAs and settle EPOCH and XIDs (RFC 4430 §3.7)."""
-    present = {(s.id.destination, s.id.spi): s for s in kernel.states()}
+    present = {(s.id.destination, s.id.protocol, s.id.spi): s for s in kernel.states()}
     ours = {key: s for key, s in present.items() if s.reqid in ownership.reqids}
     adopted: list[SaPair] = []
     lost: list[SaPair] = []
     for pair in journal.pairs():
-        halves = ((pair.local, pair.inbound_spi), (pair.remote, pair.outbound_spi))
+        sas = (*pair.inbound, *pair.outbound)
+        halves = [(sa.destination, sa.protocol, sa.spi) for sa in sas]
         if all(half in ours and ours[half].reqid == pair.reqid for half in halves):
             adopted.append(pair)
             for half in halves:

@@ -78,7 +78,7 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     replay_cache = config.state_directory / "rcache"
     birth = _replay_cache_birth(journal, replay_cache)
     acceptor = GssAcceptor(str(config.keytab), str(replay_cache), birth)
-    families: set[int] = {local.version for local, _, _ in policy.protections}
+    families: set[int] = {protection.local.version for protection in policy.protections}
     suites = {family: _probe(kernel, policy, family) for family in families}
     _set_larval_drop()
     ownership = recovery.Ownership(config.reqids, config.priorities)
@@ -123,22 +123,25 @@ def _replay_cache_birth(journal: Journal, path: Path) -> float:
 def _probe(kernel: Kernel, policy: HostPolicy, family: int) -> frozenset[str]:
     """The suites of the policy that this kernel has; none at all: we cannot serve."""
     wanted: dict[str, Suite] = {}
-    with_esn: set[str] = set()  # the kernel uses another template for some suites then
-    for _, _, protection in policy.protections:
+    with_esn: set[str] = set()  # the kernel uses another template for some algorithms then
+    for protection in policy.protections:
         profile = protection.profile
-        wanted.update((suite.name, suite) for suite in profile.suites)
-        with_esn.update(suite.name for suite in profile.suites if profile.esn)
+        if protection.local.version == family:
+            wanted.update((suite.name, suite) for suite in profile.suites)
+            with_esn.update(suite.name for suite in profile.suites if True in profile.esn)
     refused: dict[str, KernelError] = {}
     for name, suite in wanted.items():
         try:
-            kernel.probe(suite, family, esn=name in with_esn)
+            for transform in suite.transforms:
+                kernel.probe(transform, family, esn=name in with_esn)
         except KernelError as error:
             refused[name] = error
     if wanted and len(refused) == len(wanted):
-        module = "esp4" if family == 4 else "esp6"
+        protocols = {p.name.lower() for suite in wanted.values() for p in suite.protocols}
+        modules = ", ".join(sorted(f"{name}{family}" for name in protocols))
         raise LocalError(
-            f"this kernel has no ESP for IPv{family} with any suite of the policy; try modprobe "
-            f"{module}, or a kernel built with it ({next(iter(refused.values()))})"
+            f"this kernel has none of the policy's suites for IPv{family}; try modprobe "
+            f"{modules}, or a kernel built with IPsec ({next(iter(refused.values()))})"
         )
     for name, reason in refused.items():
         log(logging.WARNING, "suite-unavailable", suite=name, family=family, reason=reason)

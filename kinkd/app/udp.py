@@ -1,4 +1,7 @@
-"""UDP port 910, in both families, with the local address of every datagram (RFC 4430 §9)."""
+"""UDP port 910, in both families, with the local address of every datagram (RFC 4430 §9).
+
+And port 4500, for traffic whose policy wants ESP in UDP.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kinkd.errors import LocalError
 from kinkd.exchange.effects import Path
-from kinkd.model import IPAddress
-from kinkd.wire.numbers import KINK_PORT
+from kinkd.kernel.xfrm import socket_bypass
+from kinkd.model import Direction, IPAddress
+from kinkd.policy.match import HostPolicy
+from kinkd.wire.numbers import ESP_IN_UDP_PORT, KINK_PORT
 
 _BURST = 64  # datagrams read before the loop gets to do something else
 _RECEIVE_BUFFER = 1 << 20
@@ -19,6 +24,8 @@ _PKTINFO6 = struct.Struct("=16sI")  # address, ifindex: ipv6(7)
 _PMTUDISC_DONT = 0  # a message with a large ticket is fragmented rather than lost
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
+_IP_XFRM_POLICY, _IPV6_XFRM_POLICY = 17, 35
+_UDP_ENCAP, _UDP_ENCAP_ESPINUDP = 100, 2
 _IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 
 
@@ -85,6 +92,43 @@ class UdpSocket:
             if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
                 return IPv6Address(_PKTINFO6.unpack(data)[0])
         return None
+
+
+class EspInUdp:
+    """UDP port 4500 of one family: while it is open the kernel takes ESP out of UDP (RFC 3948).
+
+    Nothing is read from it. What comes without being ESP fills a small buffer, and is lost.
+    """
+
+    def __init__(self, family: int) -> None:
+        self._socket = s = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        level, option, any_address = socket.IPPROTO_IP, _IP_XFRM_POLICY, ""
+        try:
+            if family == socket.AF_INET6:
+                level, option, any_address = socket.IPPROTO_IPV6, _IPV6_XFRM_POLICY, "::"
+                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            s.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
+            # The kernel asks the policy about the outer packet before it looks inside.
+            for direction in (Direction.IN, Direction.OUT):
+                s.setsockopt(level, option, socket_bypass(direction, family))
+            s.bind((any_address, ESP_IN_UDP_PORT))
+        except OSError as error:
+            s.close()
+            raise LocalError(
+                f"UDP port {ESP_IN_UDP_PORT} cannot be had for ESP in UDP: {error.strerror}; "
+                "does another IKE daemon run here, or is CAP_NET_ADMIN missing?"
+            ) from error
+
+    def close(self) -> None:
+        """The kernel no longer takes ESP out of UDP."""
+        self._socket.close()
+
+
+def open_esp_in_udp(policy: HostPolicy) -> list[EspInUdp]:
+    """A socket for each family in which the policy wants ESP in UDP."""
+    versions = sorted({p.local.version for p in policy.protections if p.udp})
+    return [EspInUdp(socket.AF_INET if v == 4 else socket.AF_INET6) for v in versions]
 
 
 def open_sockets() -> list[UdpSocket]:

@@ -7,6 +7,7 @@ import time
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.pairs import SaPair
 from kinkd.kernel.port import Kernel
+from kinkd.model import Protection
 
 
 def sas(endpoint: Endpoint, kernel: Kernel) -> dict[str, object]:
@@ -15,31 +16,52 @@ def sas(endpoint: Endpoint, kernel: Kernel) -> dict[str, object]:
 
 
 def _pair(pair: SaPair, kernel: Kernel) -> dict[str, object]:
-    inbound, outbound = kernel.state(pair.inbound), kernel.state(pair.outbound)
+    inbound = [kernel.state(sa) for sa in pair.inbound]
+    outbound = [kernel.state(sa) for sa in pair.outbound]
+    into, out = inbound[0], outbound[0]  # of a bundle, what carries the packets
     return {
         "peer": pair.host,
         "principal": pair.principal,
-        "local": str(pair.local),
-        "remote": str(pair.remote),
-        "spi_in": f"{pair.inbound_spi:#010x}",
-        "spi_out": f"{pair.outbound_spi:#010x}",
+        **traffic(pair),
+        "spi_in": f"{pair.sas[0].inbound:#010x}",
+        "spi_out": f"{pair.sas[0].outbound:#010x}",
+        "spis": [
+            {
+                "protocol": spis.protocol.name.lower(),
+                "in": f"{spis.inbound:#010x}",
+                "out": f"{spis.outbound:#010x}",
+            }
+            for spis in pair.sas
+        ],
         "suite": pair.suite,
         "etype": pair.etype,
         "role": pair.role.value,
         "age_seconds": max(0, int(time.time()) - pair.created),
         "lifetime_seconds": pair.lifetime.seconds,
-        "octets_in": inbound.octets if inbound else 0,
-        "octets_out": outbound.octets if outbound else 0,
-        "packets_in": inbound.packets if inbound else 0,
-        "packets_out": outbound.packets if outbound else 0,
-        "installed": inbound is not None and outbound is not None,
+        "octets_in": into.octets if into else 0,
+        "octets_out": out.octets if out else 0,
+        "packets_in": into.packets if into else 0,
+        "packets_out": out.packets if out else 0,
+        "installed": None not in (*inbound, *outbound),
+    }
+
+
+def traffic(thing: SaPair | Protection) -> dict[str, object]:
+    """Between which addresses SAs are, and what they carry from here to there."""
+    return {
+        "local": str(thing.local),
+        "remote": str(thing.remote),
+        "mode": thing.mode.name.lower(),
+        "udp": thing.udp,
+        "source": str(thing.selector.source),
+        "destination": str(thing.selector.destination),
     }
 
 
 def peers(endpoint: Endpoint) -> dict[str, object]:
     """Every host that the policy lets us talk to under protection."""
     rows: dict[str, dict[str, object]] = {}
-    for _, remote, protection in endpoint.policy.protections:
+    for protection in endpoint.policy.protections:
         row = rows.setdefault(
             protection.peer.name,
             {
@@ -52,8 +74,9 @@ def peers(endpoint: Endpoint) -> dict[str, object]:
             },
         )
         addresses = row["addresses"]
-        if isinstance(addresses, list) and str(remote) not in addresses:
-            addresses.append(str(remote))
+        remote = str(protection.remote)
+        if isinstance(addresses, list) and remote not in addresses:
+            addresses.append(remote)
     return {"peers": list(rows.values())}
 
 
@@ -67,7 +90,7 @@ def status(
         "epoch": endpoint.epoch,
         "uptime_seconds": int(time.monotonic() - started),
         "policy_version": endpoint.policy.version,
-        "peers": len({p.peer.name for _, _, p in endpoint.policy.protections}),
+        "peers": len(endpoint.policy.peers),
         "sas": len(endpoint.pairs),
         "negotiating": endpoint.commands_under_way,
         "counters": endpoint.counters,

@@ -137,6 +137,7 @@ def _show_sas(result: Result) -> str:
             "peer": row["principal"],
             "local": row["local"],
             "remote": row["remote"],
+            **_inside(row),
             "spi in": row["spi_in"],
             "spi out": row["spi_out"],
             "suite": row["suite"],
@@ -149,6 +150,13 @@ def _show_sas(result: Result) -> str:
         for row in _rows(result, "sas")
     ]
     return table(rows) if rows else "no SAs"
+
+
+def _inside(row: Result) -> Result:
+    """What a tunnel carries; in transport mode the addresses say it."""
+    if row["mode"] == "transport":
+        return {}
+    return {"traffic": f"{row['source']} - {row['destination']}"}
 
 
 def _show_peers(result: Result) -> str:
@@ -170,10 +178,15 @@ def _show_peers(result: Result) -> str:
 
 def _show_initiate(result: Result) -> str:
     return "\n".join(
-        f"{row['local']} - {row['remote']}: "
+        f"{row['local']} - {row['remote']}{_through(row)}: "
         + ("established" if row["ok"] else f"failed: {row['reason']}")
         for row in _rows(result, "pairs")
     )
+
+
+def _through(row: Result) -> str:
+    inside = _inside(row)
+    return f" ({inside['traffic']})" if inside else ""
 
 
 def _show_terminate(result: Result) -> str:

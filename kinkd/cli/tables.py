@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Columns by the keys of the first row, as wide as they need be."""
-    names = list(rows[0])
+    """Columns by the keys of the rows, as wide as they need be."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[name.upper() for name in names]]
     cells += [[str(row.get(name, "")) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -136,10 +136,11 @@ class Granting:
 
     def _again(self, grants: list[_Grant], made: list[SaPair]) -> Answer:
         """The REPLY to a CREATE that an earlier life of this daemon carried out."""
-        by_spi = {pair.sas[0].outbound: pair for pair in made}
+        by_spis = {frozenset((s.protocol, s.outbound) for s in pair.sas): pair for pair in made}
         inner: list[kink.Payload] = []
         for grant in grants:
-            pair = by_spi.get(grant.choice.offer.part(made[0].sas[0].protocol).spi)
+            parts = grant.choice.offer.parts
+            pair = by_spis.get(frozenset((part.protocol, part.spi) for part in parts))
             if pair is None or not grant.choice.optimistic:
                 # With an ACK: it came, so whoever repeats the CREATE has had our REPLY.
                 raise PeerError("stale-command", "what it made is no longer whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 KINK_PORT = 910  # RFC 4430 §11
+ESP_IN_UDP_PORT = 4500  # RFC 3948 §2.1
 KINK_VERSION = 1  # RFC 4430 §4
 DOI_IPSEC = 1  # RFC 2407 §6.1
 SIT_IDENTITY_ONLY = 1  # RFC 2407 §4.2.1
