@@ -14,6 +14,8 @@ from kinkd.kernel.layouts import (
     ACQUIRE_SEQUENCE,
     ALGORITHM,
     BLOCK,
+    ENCAP,
+    ESP_IN_UDP,
     EXPIRE,
     INFINITE,
     NUMBER,
@@ -86,6 +88,7 @@ def read_state(message: Message) -> SaState | None:
         algorithms=algorithms,
         larval=not algorithms,
         esn=bool(body[SA_FLAGS] & STATE_ESN),
+        udp=_is_in_udp(attached),
     )
 
 
@@ -114,14 +117,13 @@ def read_policy(message: Message) -> SpdEntry | None:
     sub_type = bytes(attached.get(Attribute.POLICY_TYPE, b"\0"))[:1] != b"\0"
     if direction > Direction.FWD or ifindex or user or sub_type or _is_marked(attached):
         return None
-    templates = attached.get(Attribute.TMPL, memoryview(b""))
-    template = _read_template(templates)
-    block = action == BLOCK or (template is None and len(templates) > 0)
+    templates = _read_templates(attached.get(Attribute.TMPL, memoryview(b"")))
+    block = action == BLOCK or templates is None
     return SpdEntry(
         direction=Direction(direction),
         selector=_read_selector(body, 0),
         priority=priority,
-        template=None if block else template,
+        templates=() if block or templates is None else templates,
         block=block,
     )
 
@@ -218,34 +220,47 @@ def _algorithms(attached: dict[int, memoryview]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_template(octets: memoryview) -> Template | None:
-    """The one template the model can say; None: none, several, or of another protocol."""
+def _is_in_udp(attached: dict[int, memoryview]) -> bool:
+    if Attribute.ENCAP not in attached:
+        return False
+    if len(attached[Attribute.ENCAP]) < ENCAP.size:
+        raise MalformedMessage(f"an encapsulation of {len(attached[Attribute.ENCAP])} octets")
+    return bool(ENCAP.unpack_from(attached[Attribute.ENCAP])[0] == ESP_IN_UDP)
+
+
+def _read_templates(octets: memoryview) -> tuple[Template, ...] | None:
+    """All of them in order; None: one is of a protocol or mode that the model cannot say."""
     if len(octets) % TEMPLATE.size:
         raise MalformedMessage(f"templates of {len(octets)} octets")
-    if len(octets) != TEMPLATE.size:
-        return None
-    fields = TEMPLATE.unpack(octets)
-    destination, _, protocol, family, source, reqid, mode, _, optional, *_ = fields
-    known = _known(protocol, mode)
-    if known is None:
-        return None
-    tunnel = known[1] is Mode.TUNNEL
-    return Template(
-        protocol=known[0],
-        mode=known[1],
-        reqid=reqid,
-        source=_address(memoryview(source), family) if tunnel else None,
-        destination=_address(memoryview(destination), family) if tunnel else None,
-        optional=bool(optional),
-    )
+    found: list[Template] = []
+    for fields in TEMPLATE.iter_unpack(octets):
+        destination, _, protocol, family, source, reqid, mode, _, optional, *_ = fields
+        known = _known(protocol, mode)
+        if known is None:
+            return None
+        tunnel = known[1] is Mode.TUNNEL
+        template = Template(
+            protocol=known[0],
+            mode=known[1],
+            reqid=reqid,
+            source=_address(memoryview(source), family) if tunnel else None,
+            destination=_address(memoryview(destination), family) if tunnel else None,
+            optional=bool(optional),
+        )
+        found.append(template)
+    return tuple(found)
 
 
 def _read_acquire(payload: memoryview) -> Acquire | None:
+    """The kernel attaches all templates of the policy; the SA it wants is named in the body."""
     body, attached = _split(payload, ACQUIRE)
     templates = attached.get(Attribute.TMPL, memoryview(b""))
-    if len(templates) < TEMPLATE.size:
+    if len(templates) % TEMPLATE.size:
+        raise MalformedMessage(f"templates of {len(templates)} octets")
+    wanted = [each for each in TEMPLATE.iter_unpack(templates) if each[2] == body[20]]
+    if not wanted:
         raise MalformedMessage("an acquire without its template")
-    _, _, protocol, family, _, reqid, mode, *_ = TEMPLATE.unpack_from(templates)
+    _, _, protocol, family, _, reqid, mode, *_ = wanted[0]
     known = _known(protocol, mode)
     if known is None:
         return None

@@ -33,6 +33,7 @@ class Attribute(enum.IntEnum):
 
     ALG_AUTH = 1
     ALG_CRYPT = 2
+    ENCAP = 4
     TMPL = 5
     POLICY_TYPE = 16
     ALG_AEAD = 18
@@ -65,6 +66,7 @@ POLICY_ID = sized("xfrm_userpolicy_id", f"{_SELECTOR}IB3x", 64)
 TEMPLATE = sized("xfrm_user_tmpl", f"{_ID}H2x16sIBBBxIII", 64)
 ACQUIRE = sized("xfrm_user_acquire", f"{_ID}16s{_SELECTOR}{_POLICY}IIII", 280)
 EXPIRE = sized("xfrm_user_expire", f"{_SA}B7x", 232)
+ENCAP = sized("xfrm_encap_tmpl", "H2s2s2x16s", 24)  # type, source port, destination port
 REPLAY_ESN = sized("xfrm_replay_state_esn", "6I", 24)
 ALGORITHM = sized("xfrm_algo", "64sI", 68)
 ALGORITHM_ICV = sized("xfrm_algo_auth", "64sII", 72)  # and xfrm_algo_aead
@@ -86,5 +88,7 @@ POLICY_REST = sized("xfrm_userpolicy_info.lft", f"{_LIMITS}{_CURRENT}", 96)
 POLICY_ID_TAIL = sized("xfrm_userpolicy_id.index", "IB3x", 8)
 
 INFINITE = 2**64 - 1  # XFRM_INF
-STATE_ESN = 128  # XFRM_STATE_ESN, a flag of xfrm_usersa_info
+STATE_ALIGN4, STATE_ESN = 64, 128  # XFRM_STATE_*, flags of xfrm_usersa_info
+ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP
+MAX_TEMPLATES = 6  # XFRM_MAX_DEPTH
 ALLOW, BLOCK = 0, 1  # XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK

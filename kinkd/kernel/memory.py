@@ -26,10 +26,12 @@ from kinkd.model import (
     Secret,
     Selector,
     SpdEntry,
-    Suite,
+    Template,
+    Transform,
 )
 
-Outcome = Literal["esp", "clear", "held", "dropped"]
+Outcome = Literal["esp", "ah", "ah+esp", "clear", "held", "dropped"]
+_PASSING = ("esp", "ah", "ah+esp", "clear")
 _QUEUE = 101  # packets a policy holds
 _Name = tuple[IPAddress, int, IpsecProtocol]
 _Ends = tuple[IPAddress, IPAddress, IpsecProtocol, Mode, int]
@@ -48,10 +50,10 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A flow's packet on the wire; ``sa`` None: in clear."""
+    """A flow's packet on the wire, and the SAs it went through, outermost last; none: in clear."""
 
     flow: Flow
-    sa: Sa | None = None
+    sas: tuple[Sa, ...] = ()
 
 
 @dataclass(slots=True)
@@ -82,11 +84,14 @@ class MemoryKernel:
     Args:
         first_spi: where ALLOCSPI begins to count.
         acquire_expires: seconds until a larval SA lapses (net.core.xfrm_acq_expires).
-        without: names of suites whose algorithms this kernel lacks.
+        without: transforms whose algorithms this kernel lacks.
     """
 
     def __init__(
-        self, first_spi: int = 0x1000, acquire_expires: float = 30, without: Iterable[str] = ()
+        self,
+        first_spi: int = 0x1000,
+        acquire_expires: float = 30,
+        without: Iterable[Transform] = (),
     ) -> None:
         self.now = 0.0
         self.released: list[Flow] = []
@@ -109,19 +114,23 @@ class MemoryKernel:
 
     # --- port.Kernel: SAs ---
 
-    def probe(self, suite: Suite, family: int, *, esn: bool = False) -> None:
+    def probe(self, transform: Transform, family: int, *, esn: bool = False) -> None:
         """See ``port.Kernel``."""
-        if suite.name in self._without:
-            request = f"NEWSA to probe {suite.name} over IPv{family}"
-            raise KernelError(errno.ENOSYS, request, "Requested algorithm not found")
+        self._need(transform, f"NEWSA to probe {words(transform)} over IPv{family}")
 
-    def allocate_spi(self, source: IPAddress, destination: IPAddress, reqid: int) -> int:
+    def allocate_spi(
+        self,
+        source: IPAddress,
+        destination: IPAddress,
+        reqid: int,
+        protocol: IpsecProtocol = IpsecProtocol.ESP,
+    ) -> int:
         """See ``port.Kernel``. SPIs count upwards."""
-        xfrm.allocate_spi(source, destination, reqid, 1)
-        while (destination, self._next_spi, IpsecProtocol.ESP) in self._states:
+        xfrm.allocate_spi(source, destination, reqid, 1, protocol=protocol)
+        while (destination, self._next_spi, protocol) in self._states:
             self._next_spi += 1
         spi, self._next_spi = self._next_spi, self._next_spi + 1
-        sa = SaId(source, destination, spi)
+        sa = SaId(source, destination, spi, protocol)
         self._states[_name(sa)] = _Entry(sa, reqid, None, self.now)
         return spi
 
@@ -129,30 +138,43 @@ class MemoryKernel:
         """Remove the larval SA an acquire stands for, so that traffic acquires again."""
         self._larvals.pop(_ends_of(acquire), None)
 
-    def install_inbound(self, sa: Sa) -> None:
-        """See ``port.Kernel``. Of an SA that is there already only the limits change."""
-        xfrm.check_sa(sa)
-        self._need(sa.suite, f"UPDSA {words(sa.id)}")
-        held = self._states.get(_name(sa.id))
-        if held is None:
-            self._add(sa)
-        elif held.sa is None:
-            self._states[_name(sa.id)] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
-        else:
-            held.sa = replace(held.sa, limits=sa.limits)
-            held.dying = False
+    def install_inbound(self, sas: Sequence[Sa]) -> None:
+        """See ``port.Kernel``. Of an SA that is live already only the limits change."""
+        xfrm.check_bundle(sas)
+        try:
+            for sa in sas:
+                self._need(sa.transform, f"UPDSA {words(sa.id)}")
+        except KernelError:
+            for sa in sas:
+                held = self._states.get(_name(sa.id))
+                if held is not None and held.sa is None:
+                    self.remove(sa.id)
+            raise
+        for sa in sas:
+            held = self._states.get(_name(sa.id))
+            if held is None or held.sa is None:
+                self._states[_name(sa.id)] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
+            else:
+                held.sa = replace(held.sa, limits=sa.limits)
+                held.dying = False
 
-    def install_outbound(self, sa: Sa, refresh: Sequence[SpdEntry]) -> None:
+    def install_outbound(self, sas: Sequence[Sa], refresh: Sequence[SpdEntry]) -> None:
         """See ``port.Kernel``. What ``refresh`` releases is appended to ``released``."""
-        xfrm.check_sa(sa)
+        xfrm.check_bundle(sas)
         for entry in refresh:
             xfrm.update_policy(entry, 1)
-        self._need(sa.suite, f"NEWSA {words(sa.id)}")
-        self._add(sa)
-        ends = (sa.id.source, sa.id.destination, sa.id.protocol, sa.mode, sa.reqid)
-        self._larvals.pop(ends, None)
-        for entry in refresh:
-            self.write_policy(entry)
+        added: list[Sa] = []
+        try:
+            for sa in reversed(sas):
+                self._need(sa.transform, f"NEWSA {words(sa.id)}")
+                self._add(sa)
+                added.append(sa)
+            for entry in refresh:
+                self.write_policy(entry)
+        except KernelError:
+            for sa in added:
+                self.remove(sa.id)
+            raise
 
     def remove(self, sa: SaId) -> bool:
         """See ``port.Kernel``."""
@@ -176,8 +198,9 @@ class MemoryKernel:
     def write_policy(self, entry: SpdEntry) -> None:
         """See ``port.Kernel``. What the policy held goes the way the new one says."""
         xfrm.update_policy(entry, 1)
-        template = entry.template
-        optional_tunnel = template and template.optional and template.mode is Mode.TUNNEL
+        optional_tunnel = any(
+            template.optional and template.mode is Mode.TUNNEL for template in entry.templates
+        )
         if optional_tunnel and entry.direction is Direction.OUT:
             text = "Mode in optional template not allowed in outbound policy"
             raise KernelError(errno.EINVAL, f"UPDPOLICY {words(entry)}", text)
@@ -187,7 +210,7 @@ class MemoryKernel:
         self._policies[key] = (index, entry)
         for flow in self._queues.pop(key, []):
             outcome, _ = self._output(flow, 0)
-            if outcome in ("esp", "clear"):
+            if outcome in _PASSING:
                 self.released.append(flow)
 
     def remove_policy(self, direction: Direction, selector: Selector) -> bool:
@@ -230,49 +253,56 @@ class MemoryKernel:
         return self._output(flow, size)
 
     def send(
-        self, peer: MemoryKernel, source: IPAddress, destination: IPAddress, size: int = 64
+        self,
+        peer: MemoryKernel,
+        source: IPAddress,
+        destination: IPAddress,
+        size: int = 64,
+        *,
+        forward: bool = False,
     ) -> Outcome:
-        """Whether a packet gets from here into ``peer``, and how.
+        """Whether a packet gets from here into ``peer``, or (``forward``) through it, and how.
 
-        ``"esp"`` only where both hold the same SPI, KEYMAT and suite, and both the SA's
-        selector and the inbound policy of the peer take the packet.
+        Protected only where both hold the same SPIs, KEYMAT and transforms, and both the SAs'
+        selectors and the policy of the peer take the packet. Behind gateways ``source`` and
+        ``destination`` are the hosts' own addresses.
         """
         outcome, packet = self._output(Flow(source, destination), size)
         if packet is None:
             return outcome
-        return outcome if peer.receive(packet, size) else "dropped"
+        return outcome if peer.receive(packet, size, forward=forward) else "dropped"
 
-    def receive(self, packet: Packet, size: int = 64) -> bool:
-        """Whether a packet from the wire is accepted."""
-        held = None
-        if packet.sa is not None:
-            held = self._states.get(_name(packet.sa.id))
-            if held is None or held.sa is None or not _decrypts(held.sa, packet):
+    def receive(self, packet: Packet, size: int = 64, *, forward: bool = False) -> bool:
+        """Whether a packet from the wire is accepted: for this host, or to be forwarded."""
+        used: list[Sa] = []
+        for sent in reversed(packet.sas):
+            held = self._states.get(_name(sent.id))
+            if held is None or held.sa is None or not _decrypts(held.sa, sent):
                 return False
+            used.append(held.sa)
             if not self._charge(held, size):
                 return False
-        found = self._lookup(Direction.IN, packet.flow)
+        # Both questions are about the packet inside, once it is reached.
+        if not all(_matches(sa.selector, packet.flow) for sa in used):
+            return False
+        found = self._lookup(Direction.FWD if forward else Direction.IN, packet.flow)
         if found is None:
-            return held is None or (held.sa is not None and held.sa.mode is Mode.TRANSPORT)
+            return all(sa.mode is Mode.TRANSPORT for sa in used)
         _, entry = found
-        if entry.block:
-            return False
-        if entry.template is None or entry.template.optional:
-            return True
-        if held is None or held.sa is None or held.sa.mode is not entry.template.mode:
-            return False
-        return entry.template.reqid in (0, held.reqid)
+        return not entry.block and _satisfied(entry.templates, used)
 
     # --- inside ---
 
-    def _need(self, suite: Suite, request: str) -> None:
-        if suite.name in self._without:
+    def _need(self, transform: Transform, request: str) -> None:
+        if transform in self._without:
             raise KernelError(errno.ENOSYS, request, "Requested algorithm not found")
 
     def _add(self, sa: Sa) -> None:
         if _name(sa.id) in self._states:
             raise KernelError(errno.EEXIST, f"NEWSA {words(sa.id)}")
         self._states[_name(sa.id)] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
+        ends = (sa.id.source, sa.id.destination, sa.id.protocol, sa.mode, sa.reqid)
+        self._larvals.pop(ends, None)
 
     def _lookup(self, direction: Direction, flow: Flow) -> tuple[int, SpdEntry] | None:
         matching = [
@@ -287,30 +317,36 @@ class MemoryKernel:
         if found is None:
             return "clear", Packet(flow)
         index, entry = found
-        template = entry.template
         if entry.block:
             return "dropped", None
-        if template is None:
-            return "clear", Packet(flow)
-        ends = (
-            template.source or flow.source,
-            template.destination or flow.destination,
-            template.protocol,
-            template.mode,
-            template.reqid,
-        )
-        held = self._outbound(ends, flow)
-        if held is not None and held.sa is not None:
-            sa = held.sa
-            return ("esp", Packet(flow, sa)) if self._charge(held, size) else ("dropped", None)
-        self._acquire(ends, index, flow)
-        if template.optional:
-            return "clear", Packet(flow)
-        queue = self._queues.setdefault((Direction.OUT, entry.selector), [])
-        if len(queue) >= _QUEUE:
+        stack = self._resolve(entry, index, flow)
+        if stack is None:
+            queue = self._queues.setdefault((Direction.OUT, entry.selector), [])
+            if len(queue) >= _QUEUE:
+                return "dropped", None
+            queue.append(flow)
+            return "held", None
+        sas = tuple(held.sa for held in stack if held.sa is not None)
+        if not all(self._charge(held, size) for held in stack):
             return "dropped", None
-        queue.append(flow)
-        return "held", None
+        return _outcome(sas), Packet(flow, sas)
+
+    def _resolve(self, entry: SpdEntry, index: int, flow: Flow) -> list[_Entry] | None:
+        """The SAs of the templates in order; None: one is missing, and asked for."""
+        source, destination = flow.source, flow.destination
+        stack: list[_Entry] = []
+        for template in entry.templates:
+            # A tunnel's endpoints are those of the packet that the next template meets.
+            source, destination = template.source or source, template.destination or destination
+            ends = (source, destination, template.protocol, template.mode, template.reqid)
+            held = self._outbound(ends, flow)
+            if held is not None:
+                stack.append(held)
+                continue
+            self._acquire(ends, index, flow)
+            if not template.optional:
+                return None
+        return stack
 
     def _outbound(self, ends: _Ends, flow: Flow) -> _Entry | None:
         """The newest SA that fits; one past its soft limit only where no other does."""
@@ -400,20 +436,61 @@ def _matches(selector: Selector, flow: Flow) -> bool:
     )
 
 
-def _decrypts(sa: Sa, packet: Packet) -> bool:
-    sent = packet.sa
-    return (
-        sent is not None
-        and (sa.suite, sa.mode, sa.esn) == (sent.suite, sent.mode, sent.esn)
-        and sa.keymat == sent.keymat
-        and _matches(sa.selector, packet.flow)
+def _decrypts(sa: Sa, sent: Sa) -> bool:
+    return (sa.transform, sa.mode, sa.esn, sa.udp, sa.keymat) == (
+        sent.transform,
+        sent.mode,
+        sent.esn,
+        sent.udp,
+        sent.keymat,
     )
+
+
+def _satisfied(templates: Sequence[Template], used: Sequence[Sa]) -> bool:
+    """Whether the SAs that a packet came through, outermost first, are what the policy demands.
+
+    Templates are met from the outermost inwards. SAs in transport mode may be more than that;
+    one in tunnel mode that no template names is refused.
+    """
+    position = 0
+    for template in reversed(templates):
+        if template.optional and template.mode is Mode.TRANSPORT:
+            continue
+        met = _meet(template, used, position)
+        if met is None and not template.optional:
+            return False
+        position = position if met is None else met
+    return all(sa.mode is Mode.TRANSPORT for sa in used[position:])
+
+
+def _meet(template: Template, used: Sequence[Sa], start: int) -> int | None:
+    """Where to go on after the SA that satisfies the template; no tunnel is passed over."""
+    for position, sa in enumerate(used[start:], start):
+        ends = (template.source, template.destination)
+        if (
+            (sa.id.protocol, sa.mode) == (template.protocol, template.mode)
+            and template.reqid in (0, sa.reqid)
+            and (sa.mode is Mode.TRANSPORT or ends == (sa.id.source, sa.id.destination))
+        ):
+            return position + 1
+        if sa.mode is Mode.TUNNEL:
+            return None
+    return None
+
+
+def _outcome(sas: Sequence[Sa]) -> Outcome:
+    protocols = {sa.id.protocol for sa in sas}
+    if len(protocols) > 1:
+        return "ah+esp"
+    if not protocols:
+        return "clear"
+    return "esp" if IpsecProtocol.ESP in protocols else "ah"
 
 
 def _state(held: _Entry) -> SaState:
     sa = held.sa
-    suite = sa.suite if sa else None
-    names = (suite.aead, suite.encryption, suite.authentication) if suite else ()
+    transform = sa.transform if sa else None
+    names = (transform.aead, transform.encryption, transform.authentication) if transform else ()
     pair = Selector.between(held.id.source, held.id.destination)
     return SaState(
         id=held.id,
@@ -428,6 +505,7 @@ def _state(held: _Entry) -> SaState:
         algorithms=tuple(name for name in names if name),
         larval=sa is None,
         esn=sa is not None and sa.esn,
+        udp=sa is not None and sa.udp,
     )
 
 

@@ -24,11 +24,12 @@ from kinkd.kernel.xfrm import words
 from kinkd.model import (
     Direction,
     IPAddress,
+    IpsecProtocol,
     Mode,
     Secret,
     Selector,
     SpdEntry,
-    Suite,
+    Transform,
 )
 
 _NETLINK_XFRM = 6
@@ -108,19 +109,19 @@ class XfrmSocket:
 
     # --- SAs ---
 
-    def probe(self, suite: Suite, family: int, *, esn: bool = False) -> None:
+    def probe(self, transform: Transform, family: int, *, esn: bool = False) -> None:
         """See ``port.Kernel``. The dummy's addresses are those of RFC 5737 and RFC 3849."""
         source, destination = map(ip_address, _PROBE_ADDRESSES[family])
-        name = f"NEWSA to probe {suite.name} over IPv{family}"
-        keymat = Secret(os.urandom(suite.keymat_octets))
+        name = f"NEWSA to probe {words(transform)} over IPv{family}"
+        keymat = Secret(os.urandom(transform.keymat_octets))
         for attempt in range(_PROBE_ATTEMPTS):
             spi = int.from_bytes(os.urandom(4), "big") | 0x100
             sa = Sa(
-                id=SaId(source, destination, spi),
+                id=SaId(source, destination, spi, transform.protocol),
                 mode=Mode.TRANSPORT,
                 reqid=0,
                 selector=Selector.between(source, destination),
-                suite=suite,
+                transform=transform,
                 keymat=keymat,
                 limits=SaLimits(hard_seconds=_PROBE_SECONDS),
                 esn=esn,
@@ -134,12 +135,18 @@ class XfrmSocket:
             self.remove(sa.id)
             return
 
-    def allocate_spi(self, source: IPAddress, destination: IPAddress, reqid: int) -> int:
+    def allocate_spi(
+        self,
+        source: IPAddress,
+        destination: IPAddress,
+        reqid: int,
+        protocol: IpsecProtocol = IpsecProtocol.ESP,
+    ) -> int:
         """See ``port.Kernel``. The reservation lapses after net.core.xfrm_acq_expires seconds."""
-        message = xfrm.allocate_spi(source, destination, reqid, self._next())
+        message = xfrm.allocate_spi(source, destination, reqid, self._next(), protocol=protocol)
         return self._one(
             message,
-            lambda: f"ALLOCSPI from {source} to {destination} reqid {reqid}",
+            lambda: f"{protocol.name} ALLOCSPI from {source} to {destination} reqid {reqid}",
             answers.read_spi,
         )
 
@@ -166,28 +173,40 @@ class XfrmSocket:
         )
         self.remove(SaId(source, destination, spi, acquire.protocol))
 
-    def install_inbound(self, sa: Sa) -> None:
-        """See ``port.Kernel``. UPDSA of an SPI that is in use already changes only its limits."""
-        try:
-            update = xfrm.install(sa, self._next(), update=True)
-            self._succeeds(update, lambda: f"UPDSA {words(sa.id)}")
-        except KernelError as error:
-            if error.errno != errno.ESRCH:
-                raise
-            self._succeeds(xfrm.install(sa, self._next()), lambda: f"NEWSA {words(sa.id)}")
+    def install_inbound(self, sas: Sequence[Sa]) -> None:
+        """See ``port.Kernel``. Where one is refused the reserved SPIs of the others go, too.
 
-    def install_outbound(self, sa: Sa, refresh: Sequence[SpdEntry]) -> None:
-        """See ``port.Kernel``. Where an entry is refused the SA is removed again."""
+        Of an SA that is live already UPDSA changes only the limits. It is not of this call's
+        making: it stays, with its new limits, even where another part is refused.
+        """
+        xfrm.check_bundle(sas)
+        fresh = [sa.id for sa in sas if not self._is_live(sa.id)]
+        try:
+            for sa in sas:
+                self._fill(sa)
+        except KernelError:
+            for name in fresh:
+                self.remove(name)
+            raise
+
+    def install_outbound(self, sas: Sequence[Sa], refresh: Sequence[SpdEntry]) -> None:
+        """See ``port.Kernel``. The last one first: no packet finds a part of the bundle only."""
+        xfrm.check_bundle(sas)
+        # The entries are encoded first: where one is refused here, no request with keys is left.
         entries = [xfrm.update_policy(entry, self._next()) for entry in refresh]
-        requests = [xfrm.install(sa, self._next()), *entries]
-        given = self._acknowledged(requests, lambda: f"NEWSA {words(sa.id)}")
-        things: list[SaId | SpdEntry] = [sa.id, *refresh]
-        for written, verdict in zip(things, given, strict=True):
-            if verdict.errno:
-                if not given[0].errno:  # no half of it stays
-                    self.remove(sa.id)
-                kind = "NEWSA" if written is sa.id else "UPDPOLICY"
-                raise KernelError(verdict.errno, f"{kind} {words(written)}", verdict.text)
+        added = list(reversed(sas))
+        requests = [*(xfrm.install(sa, self._next()) for sa in added), *entries]
+        given = self._acknowledged(requests, lambda: f"NEWSA {words(sas[0].id)}")
+        things: list[SaId | SpdEntry] = [*(sa.id for sa in added), *refresh]
+        refused = [pair for pair in zip(things, given, strict=True) if pair[1].errno]
+        if not refused:
+            return
+        for sa, verdict in zip(added, given, strict=False):
+            if not verdict.errno:  # no part of it stays
+                self.remove(sa.id)
+        thing, verdict = refused[0]
+        kind = "NEWSA" if isinstance(thing, SaId) else "UPDPOLICY"
+        raise KernelError(verdict.errno, f"{kind} {words(thing)}", verdict.text)
 
     def remove(self, sa: SaId) -> bool:
         """See ``port.Kernel``."""
@@ -208,6 +227,19 @@ class XfrmSocket:
             if error.errno != errno.ESRCH:
                 raise
             return None
+
+    def _is_live(self, sa: SaId) -> bool:
+        held = self.state(sa)
+        return held is not None and not held.larval
+
+    def _fill(self, sa: Sa) -> None:
+        try:
+            update = xfrm.install(sa, self._next(), update=True)
+            self._succeeds(update, lambda: f"UPDSA {words(sa.id)}")
+        except KernelError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            self._succeeds(xfrm.install(sa, self._next()), lambda: f"NEWSA {words(sa.id)}")
 
     # --- policies ---
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6
 
 from kinkd.kernel.layouts import (
@@ -15,7 +16,10 @@ from kinkd.kernel.layouts import (
     ALGORITHM_ICV,
     ALLOW,
     BLOCK,
+    ENCAP,
+    ESP_IN_UDP,
     INFINITE,
+    MAX_TEMPLATES,
     NOTHING,
     POLICY,
     POLICY_ID,
@@ -24,6 +28,7 @@ from kinkd.kernel.layouts import (
     PRIORITY_INDEX_DIRECTION_ACTION,
     REPLAY_ESN,
     SELECTOR,
+    STATE_ALIGN4,
     STATE_ESN,
     TEMPLATE,
     USERSA,
@@ -44,7 +49,8 @@ from kinkd.model import (
     Mode,
     Selector,
     SpdEntry,
-    Suite,
+    Template,
+    Transform,
 )
 
 _EVERY_ALGORITHM = 0xFFFFFFFF
@@ -52,12 +58,18 @@ _MAX_REPLAY_WINDOW = 4096
 _NO_LIMITS = (INFINITE,) * 4 + (0,) * 4
 _SPI_RANGE = (0x100, 0xFFFFFFFF)  # 1 to 255 are reserved (RFC 4303 §2.1)
 _ANY_SELECTOR = SELECTOR.pack(*(b"",) * 6, 0, 0, 0, 0, 0, 0)
+_EVERYTHING = {
+    4: Selector(IPv4Network((0, 0)), IPv4Network((0, 0))),
+    6: Selector(IPv6Network((0, 0)), IPv6Network((0, 0))),
+}
+_ESP_PORT = 4500  # RFC 3948 §2.1: that of IKE, at both ends
 
 _SA_ATTRIBUTES = frozenset(
     {
         Attribute.ALG_AEAD,
         Attribute.ALG_CRYPT,
         Attribute.ALG_AUTH_TRUNC,
+        Attribute.ENCAP,
         Attribute.REPLAY_ESN_VAL,
     }
 )
@@ -114,6 +126,8 @@ def check_sa(sa: Sa) -> None:
 
     A transport mode SA without its address pair as selector would let one authenticated
     host speak for another (RFC 4301 §5.2 step 3a wants the selectors of the SA checked).
+    Around a tunnel the kernel compares the selector with the packet inside it, and is content
+    with a selector of another family than the endpoints in tunnel mode only.
 
     Raises:
         LayoutError: with what is wrong.
@@ -122,15 +136,44 @@ def check_sa(sa: Sa) -> None:
         raise LayoutError(f"{words(sa.id)}: endpoints of two families")
     if not 0 < sa.id.spi < 2**32:
         raise LayoutError(f"{words(sa.id)}: SPI out of range")
-    if len(sa.keymat) != sa.suite.keymat_octets:
-        wanted = f"{sa.suite.name} takes {sa.suite.keymat_octets}"
-        raise LayoutError(f"{words(sa.id)}: {len(sa.keymat)} octets of KEYMAT, {wanted}")
+    _check_transform(sa)
     if not 0 <= sa.replay_window <= _MAX_REPLAY_WINDOW:
         raise LayoutError(f"{words(sa.id)}: replay window {sa.replay_window}")
     if sa.esn and not sa.replay_window:  # the receiver works the upper half out from it
         raise LayoutError(f"{words(sa.id)}: ESN without a replay window")
-    if sa.mode is Mode.TRANSPORT and not _is_pinned(sa):
-        raise LayoutError(f"{words(sa.id)}: the selector is not the SA's address pair")
+    if sa.udp and sa.id.protocol is not IpsecProtocol.ESP:  # RFC 3948 §1: AH covers addresses
+        raise LayoutError(f"{words(sa.id)}: only ESP goes in UDP")
+    if sa.mode is Mode.TUNNEL:
+        if sa.tunnelled:
+            raise LayoutError(f"{words(sa.id)}: a tunnel of its own, in one of the bundle")
+    elif not sa.tunnelled:
+        if not _is_pinned(sa):
+            raise LayoutError(f"{words(sa.id)}: the selector is not the SA's address pair")
+    elif sa.selector.source.version != sa.id.source.version:
+        raise LayoutError(f"{words(sa.id)}: around a tunnel that carries another family")
+
+
+def check_bundle(sas: Sequence[Sa]) -> None:
+    """``check_sa`` for each SA of a bundle, and whether they go together.
+
+    An SA that claims to be around a tunnel has it before it, of the same ends and the same
+    selector: without the tunnel it would be an SA that is pinned to nothing.
+
+    Raises:
+        LayoutError: with what is wrong.
+    """
+    tunnel: Sa | None = None
+    for sa in sas:
+        check_sa(sa)
+        if sa.udp and len(sas) > 1:
+            raise LayoutError(f"{words(sa.id)}: ESP in UDP within a bundle")
+        if sa.mode is Mode.TUNNEL:
+            tunnel = sa
+            continue
+        if sa.tunnelled and (tunnel is None or _carries(sa) != _carries(tunnel)):
+            raise LayoutError(f"{words(sa.id)}: not around the tunnel before it")
+        if tunnel is not None and not sa.tunnelled:
+            raise LayoutError(f"{words(sa.id)}: around a tunnel, but pinned to its ends")
 
 
 def allocate_spi(
@@ -171,20 +214,27 @@ def update_policy(entry: SpdEntry, sequence: int) -> bytearray:
     Raises:
         LayoutError: the entry contradicts itself.
     """
-    attached = [] if entry.template is None else [(Attribute.TMPL, (_template(entry),))]
-    action = BLOCK if entry.block else ALLOW
-    body = (
-        _selector(entry.selector)
-        + POLICY_REST.pack(*_NO_LIMITS, 0, 0, 0, 0)
-        + PRIORITY_INDEX_DIRECTION_ACTION.pack(entry.priority, 0, entry.direction, action)
-        + bytes(6)
-    )
-    message = request(Type.UPDPOLICY, Flag.ACK, sequence, body, attached)
-    # An allow entry that lost its template lets clear text through: count the octets.
-    template = 0 if entry.template is None else 4 + TEMPLATE.size
-    if len(message) != 16 + POLICY.size + template:
-        raise LayoutError(f"{words(entry)}: encoded without its template")
+    count = len(entry.templates)
+    if count > MAX_TEMPLATES:
+        raise LayoutError(f"{words(entry)}: {count} templates, {MAX_TEMPLATES} are possible")
+    if entry.block and count:
+        raise LayoutError(f"{words(entry)}: discards, yet has a template")
+    attached = [(Attribute.TMPL, _templates(entry))] if count else []
+    message = request(Type.UPDPOLICY, Flag.ACK, sequence, _policy(entry), attached)
+    # An allow entry that lost a template lets through what it must not: count the octets.
+    size = 4 + count * TEMPLATE.size if count else 0
+    if len(message) != 16 + POLICY.size + size:
+        raise LayoutError(f"{words(entry)}: encoded without its templates")
     return message
+
+
+def socket_bypass(direction: Direction, family: int) -> bytes:
+    """The value of IP_XFRM_POLICY or IPV6_XFRM_POLICY that exempts one socket, one way.
+
+    ``family``, 4 or 6, is that of the socket. One that takes ESP out of UDP needs it: the kernel
+    asks its policy of the UDP packet first, and to the policy that is clear text.
+    """
+    return _policy(SpdEntry(direction, _EVERYTHING[family], 0))
 
 
 def delete_policy(direction: Direction, selector: Selector, sequence: int) -> bytearray:
@@ -229,6 +279,34 @@ def _is_pinned(sa: Sa) -> bool:
     )
 
 
+def _carries(sa: Sa) -> tuple[IPAddress, IPAddress, Selector]:
+    return sa.id.source, sa.id.destination, sa.selector
+
+
+def _check_transform(sa: Sa) -> None:
+    transform = sa.transform
+    if transform.protocol is not sa.id.protocol:
+        raise LayoutError(f"{words(sa.id)}: a transform of {transform.protocol.name}")
+    if len(sa.keymat) != transform.keymat_octets:
+        wanted = f"{words(transform)} takes {transform.keymat_octets}"
+        raise LayoutError(f"{words(sa.id)}: {len(sa.keymat)} octets of KEYMAT, {wanted}")
+    authenticates = transform.authentication is not None and transform.authentication_octets > 0
+    if transform.protocol is IpsecProtocol.AH:
+        if (
+            not authenticates
+            or transform.aead
+            or transform.encryption
+            or transform.encryption_octets
+        ):
+            raise LayoutError(f"{words(sa.id)}: {words(transform)} is no AH")
+    elif transform.aead is not None:
+        if transform.encryption or transform.authentication or transform.authentication_octets:
+            raise LayoutError(f"{words(sa.id)}: {words(transform)} beside an AEAD")
+    elif transform.encryption is None or not authenticates:
+        # The kernel takes encryption without authentication: never write one alone.
+        raise LayoutError(f"{words(sa.id)}: {words(transform)} has no integrity protection")
+
+
 def _selector(selector: Selector) -> bytes:
     source, destination = selector.source, selector.destination
     if source.version != destination.version:
@@ -269,6 +347,8 @@ def _limits(limits: SaLimits) -> tuple[int, ...]:
 def _usersa(sa: Sa) -> bytes:
     family = _family(sa.id.destination)
     flags = STATE_ESN if sa.esn else 0
+    if sa.id.protocol is IpsecProtocol.AH and family == AF_INET:
+        flags |= STATE_ALIGN4  # RFC 4302 §2.6: no more padding than 32 bits need
     return (
         _selector(sa.selector)
         + _id(sa.id.destination, sa.id.spi, sa.id.protocol)
@@ -281,14 +361,23 @@ def _usersa(sa: Sa) -> bytes:
 
 
 def _sa_attributes(sa: Sa) -> Attributes:
-    suite, key = sa.suite, memoryview(sa.keymat.value)
-    split = suite.encryption_octets
+    transform, key = sa.transform, memoryview(sa.keymat.value)
+    split = transform.encryption_octets
     attached: list[tuple[Attribute, Sequence[Octets]]] = []
-    if suite.aead is not None:
-        head = ALGORITHM_ICV.pack(suite.aead.encode(), 8 * split, suite.icv_bits)
-        attached.append((Attribute.ALG_AEAD, (head, key[:split])))
-    else:
-        attached.extend(_crypt_and_auth(suite, key[:split], key[split:]))
+    if transform.aead is not None:
+        head = ALGORITHM_ICV.pack(transform.aead.encode(), 8 * split, transform.icv_bits)
+        attached.append((Attribute.ALG_AEAD, (head, key)))
+    if transform.encryption is not None:
+        head = ALGORITHM.pack(transform.encryption.encode(), 8 * split)
+        attached.append((Attribute.ALG_CRYPT, (head, key[:split])))
+    if transform.authentication is not None:
+        # RFC 4868 §2.6: truncated to half; by the kernel's default hmac(sha256) gives 96 bits.
+        bits = 8 * transform.authentication_octets
+        head = ALGORITHM_ICV.pack(transform.authentication.encode(), bits, transform.icv_bits)
+        attached.append((Attribute.ALG_AUTH_TRUNC, (head, key[split:])))
+    if sa.udp:
+        port = _ESP_PORT.to_bytes(2, "big")
+        attached.append((Attribute.ENCAP, (ENCAP.pack(ESP_IN_UDP, port, port, b""),)))
     if sa.replay_window:
         # Without XFRM_STATE_ESN: 32-bit sequence numbers, a window above 32.
         words32 = -(-sa.replay_window // 32)
@@ -297,30 +386,36 @@ def _sa_attributes(sa: Sa) -> Attributes:
     return attached
 
 
-def _crypt_and_auth(suite: Suite, encryption: memoryview, authentication: memoryview) -> Attributes:
-    # The kernel takes encryption without authentication: never write one alone.
-    if suite.encryption is None or suite.authentication is None or not authentication:
-        raise LayoutError(f"suite {suite.name} has no integrity protection")
-    crypt = ALGORITHM.pack(suite.encryption.encode(), 8 * len(encryption))
-    # RFC 4868 §2.6: truncated to half; by the kernel's default hmac(sha256) gives 96 bits.
-    auth = ALGORITHM_ICV.pack(
-        suite.authentication.encode(), 8 * len(authentication), suite.icv_bits
-    )
+def _policy(entry: SpdEntry) -> bytes:
+    action = BLOCK if entry.block else ALLOW
     return (
-        (Attribute.ALG_CRYPT, (crypt, encryption)),
-        (Attribute.ALG_AUTH_TRUNC, (auth, authentication)),
+        _selector(entry.selector)
+        + POLICY_REST.pack(*_NO_LIMITS, 0, 0, 0, 0)
+        + PRIORITY_INDEX_DIRECTION_ACTION.pack(entry.priority, 0, entry.direction, action)
+        + bytes(6)
     )
 
 
-def _template(entry: SpdEntry) -> bytes:
-    template = entry.template
-    if template is None or entry.block:
-        raise LayoutError(f"{words(entry)}: discards, yet has a template")
-    ends = (template.source, template.destination)
-    if (template.mode is Mode.TUNNEL) != all(ends) or any(ends) != all(ends):
-        raise LayoutError(f"{words(entry)}: endpoints belong to tunnel mode, and only there")
-    source, destination = ends
-    family = _family(destination or entry.selector.destination)
+def _templates(entry: SpdEntry) -> list[bytes]:
+    """In order. Transport mode is of the family that the packet has then: tunnels change it."""
+    family = _family(entry.selector.destination)
+    found: list[bytes] = []
+    for template in entry.templates:
+        source, destination = template.source, template.destination
+        if (source is None) != (destination is None):
+            raise LayoutError(f"{words(entry)}: a template with one endpoint")
+        if (template.mode is Mode.TUNNEL) != (destination is not None):
+            raise LayoutError(f"{words(entry)}: endpoints belong to tunnel mode, and only there")
+        if source is not None and destination is not None:
+            if source.version != destination.version:
+                raise LayoutError(f"{words(entry)}: a tunnel with endpoints of two families")
+            family = _family(destination)
+        found.append(_template(template, family))
+    return found
+
+
+def _template(template: Template, family: int) -> bytes:
+    source, destination = template.source, template.destination
     return TEMPLATE.pack(
         b"" if destination is None else destination.packed,
         bytes(4),
@@ -338,11 +433,15 @@ def _template(entry: SpdEntry) -> bytes:
 # --- words ------------------------------------------------------------------------------
 
 
-def words(thing: SaId | SpdEntry) -> str:
-    """An SA or SPD entry in words, for errors and logs."""
+def words(thing: SaId | SpdEntry | Transform) -> str:
+    """An SA, SPD entry or transform in words, for errors and logs."""
     if isinstance(thing, SaId):
         pair = f"{thing.source} to {thing.destination}"
         return f"{thing.protocol.name} SA {thing.spi:#010x} from {pair}"
+    if isinstance(thing, Transform):
+        names = (thing.aead, thing.encryption, thing.authentication)
+        bits = f" of {thing.key_bits} bits" if thing.key_bits else ""
+        return f"{thing.protocol.name} {' '.join(name for name in names if name)}{bits}"
     selector = thing.selector
     pair = f"{selector.source} to {selector.destination}"
     limit = f" protocol {selector.protocol}" if selector.protocol else ""
