@@ -16,7 +16,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Final, Self
 
 from kinkd.errors import DocumentError
@@ -34,6 +41,7 @@ _OCTETS: Final = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "TiB": 1 << 40,
 }
 _SIZE: Final = re.compile(r"(\d{1,9}) ?([kMGTi]+B)", re.A)
+_NETWORK: Final = re.compile(r"[0-9A-Fa-f.:]+/\d{1,3}", re.A)
 _PARSER_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -263,6 +271,25 @@ class Item:
             if address.ipv4_mapped is not None:
                 raise self.error(f'{show(self.value)} is IPv4; write "{address.ipv4_mapped}"')
         return address
+
+    def network(self) -> IPv4Network | IPv6Network:
+        """An IP network as address and prefix length, no bit set beyond the prefix."""
+        text = self.string()
+        try:
+            # Without the pattern: netmasks and lone addresses, too.
+            network = ip_network(text, strict=False) if _NETWORK.fullmatch(text) else None
+        except ValueError:
+            network = None
+        if network is None:
+            raise self.error(
+                f'{show(text)} is not an IP network; write "10.1.0.0/16" or "2001:db8:1::/48"'
+            )
+        first, bits = network.network_address, network.prefixlen
+        if isinstance(first, IPv6Address) and first.ipv4_mapped is not None and bits >= 96:
+            raise self.error(f'{show(text)} is IPv4; write "{first.ipv4_mapped}/{bits - 96}"')
+        if ip_address(text.partition("/")[0]) != first:
+            raise self.error(f'{show(text)} has bits beyond its prefix; write "{network}"')
+        return network
 
     def file(self) -> str:
         """The path of a file; a relative one starts at the directory of the document."""

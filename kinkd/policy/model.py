@@ -3,19 +3,34 @@
 Every host of the realm reads the same document. A rule covers the traffic between two hosts
 whichever of them it names first, and the first rule that covers a pair decides, so that both
 hosts come to the same result. Where no rule covers a pair, its traffic is clear.
+
+A rule of transport mode covers the addresses of the two hosts, one of tunnel mode the networks
+behind them as well. Of networks that overlap, the longest prefix says whose an address is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from types import MappingProxyType
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 from kinkd.document import Document, Item, Table, show, suggestion
 from kinkd.keying.algorithms import GROUP_NUMBERS, SUITES
-from kinkd.model import Action, Host, IPAddress, Lifetime, Principal, Profile
+from kinkd.model import (
+    Action,
+    Host,
+    IPAddress,
+    IPNetwork,
+    IpsecProtocol,
+    Lifetime,
+    Mode,
+    Principal,
+    Profile,
+    Suite,
+)
 
 SCHEMA: Final = 1
 ALL: Final = "all"  # the group of every host
@@ -23,6 +38,7 @@ DEFAULT_PROFILE: Final = "standard"
 FAST_PROFILE: Final = "fast"
 DEFAULT_GROUP: Final = "ecp256"
 NO_GROUP: Final = "none"
+TRY: Final = "try"  # of esn: 64 bits first, 32 where the peer has no more
 MINIMUM_LIFETIME: Final = 30  # seconds; a rekey needs some of them
 MAXIMUM_LIFETIME: Final = 7 * 86400
 MINIMUM_VOLUME: Final = 1 << 20  # octets
@@ -33,16 +49,28 @@ _REALM: Final = re.compile(r"[^\s/@\\:]+")
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _FQDN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
+_GROUPS: Final = (*GROUP_NUMBERS, NO_GROUP)
+_MODES: Final = {mode.name.lower(): mode for mode in Mode}
+_BROADCAST: Final = (ip_address("255.255.255.255"), ip_network("255.255.255.255/32"))
+
+_Read = TypeVar("_Read")
+_Owners = dict[Principal | IPAddress | IPNetwork, str]
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule; ``source`` and ``destination`` are names of hosts, groups already resolved."""
+    """One rule; ``source`` and ``destination`` are names of hosts, groups already resolved.
+
+    ``udp``: ESP in UDP, for what drops ESP on the way (RFC 3948).
+    """
 
     name: str
     source: frozenset[str]
     destination: frozenset[str]
     action: Action
     profile: Profile | None  # None: nothing to protect, the action is ``clear``
+    mode: Mode = Mode.TRANSPORT
+    udp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +94,13 @@ class RealmPolicy:
 
     def rule_between(self, one: str, other: str) -> Rule | None:
         """The rule that decides for two hosts, in whichever order; None: no rule, clear."""
-        index = _first_rule(self._sources, self._destinations, one, other)
-        return None if index is None else self.rules[index]
+        sources, destinations = self._sources, self._destinations
+        covering = sources[one] & destinations[other] | destinations[one] & sources[other]
+        return self.rules[(covering & -covering).bit_length() - 1] if covering else None
+
+    def kind(self, name: str) -> tuple[int, int]:
+        """The same for hosts that the same rules name on the same sides."""
+        return self._sources[name], self._destinations[name]
 
 
 def read(document: Document) -> RealmPolicy:
@@ -91,17 +124,18 @@ def read(document: Document) -> RealmPolicy:
     rules = _rules(items, hosts, groups, profiles)
     sources = _masks(hosts, [rule.source for rule in rules])
     destinations = _masks(hosts, [rule.destination for rule in rules])
-    return RealmPolicy(
+    found = RealmPolicy(
         version=version,
         realm=realm,
         hosts=MappingProxyType(hosts),
         fqdns=MappingProxyType(fqdns),
         profiles=MappingProxyType(profiles),
         rules=rules,
-        warnings=tuple(_unreachable(items, rules, sources, destinations)),
         _sources=MappingProxyType(sources),
         _destinations=MappingProxyType(destinations),
     )
+    _refuse_tunnels_without_ends(items, found)
+    return replace(found, warnings=tuple(_warnings(items, found)))
 
 
 def _realm(item: Item) -> str:
@@ -123,25 +157,30 @@ def _name(name: str, item: Item) -> str:
 def _hosts(item: Item, realm: str) -> tuple[dict[str, Host], dict[str, str]]:
     hosts: dict[str, Host] = {}
     fqdns: dict[str, str] = {}
-    principals: dict[Principal, str] = {}
-    addresses: dict[IPAddress, str] = {}
+    owners: _Owners = {}
+    lone: list[tuple[IPAddress, Item]] = []  # networks of one address
     for name, entry in item.entries():
         if _name(name, entry) == ALL:
             raise entry.error(f"{show(ALL)} is the group of every host; name the host otherwise")
-        table = entry.table("service", "client", "fqdn", "addresses")
+        table = entry.table("service", "client", "fqdn", "addresses", "networks")
         host, fqdn = _host(name, table, realm)
         hosts[name], fqdns[name] = host, fqdn
         for principal in {host.service, host.client}:
-            _claim(principals, principal, name, _principal_item(table, principal, host))
-        for address, place in zip(
-            host.addresses, table.item("addresses").one_or_more(), strict=True
-        ):
-            if (owner := addresses.setdefault(address, name)) != name:
-                raise place.error(
-                    f"{address} is host {show(owner)}'s already; an address belongs to one host"
-                )
+            _claim(owners, principal, name, _principal_item(table, principal, host), "a principal")
+        places = table.item("addresses").one_or_more()
+        for address, place in zip(host.addresses, places, strict=True):
+            _claim(owners, address, name, place, "an address")
+        for network, place in zip(host.networks, _network_items(table), strict=True):
+            _claim(owners, network, name, place, "a network")
+            if network.prefixlen == network.max_prefixlen:
+                lone.append((network.network_address, place))
     if not hosts:
         raise item.error("there is no host; write a table [hosts.NAME] for each")
+    for address, place in lone:
+        if (owner := owners.get(address)) is not None:
+            raise place.error(
+                f"{address} is an address of host {show(owner)} itself; leave it out here"
+            )
     return hosts, fqdns
 
 
@@ -150,11 +189,16 @@ def _principal_item(table: Table, principal: Principal, host: Host) -> Item:
     return table.optional(key) or table.optional("fqdn") or table.place
 
 
-def _claim(owners: dict[Principal, str], principal: Principal, name: str, place: Item) -> None:
-    if (owner := owners.setdefault(principal, name)) != name:
-        raise place.error(
-            f"{principal} is host {show(owner)}'s already; a principal belongs to one host"
-        )
+def _network_items(table: Table) -> list[Item]:
+    item = table.optional("networks")
+    return [] if item is None else item.one_or_more()
+
+
+def _claim(
+    owners: _Owners, thing: Principal | IPAddress | IPNetwork, name: str, place: Item, kind: str
+) -> None:
+    if (owner := owners.setdefault(thing, name)) != name:
+        raise place.error(f"{thing} is host {show(owner)}'s already; {kind} belongs to one host")
 
 
 def _host(name: str, table: Table, realm: str) -> tuple[Host, str]:
@@ -168,13 +212,18 @@ def _host(name: str, table: Table, realm: str) -> tuple[Host, str]:
     service = _service(service_item or table.item("service", f"kink/{fqdn}"), realm)
     client_item = table.optional("client")
     client = service if client_item is None else _principal(client_item, realm)
-    addresses: list[IPAddress] = []
-    for item in table.item("addresses", hint='["192.0.2.1"]').one_or_more():
-        address = unicast(item)
-        if address in addresses:
-            raise item.error(f"{address} stands here twice")
-        addresses.append(address)
-    return Host(name, service, client, tuple(addresses)), fqdn or service.components[1]
+    addresses = _distinct(table.item("addresses", hint='["192.0.2.1"]').one_or_more(), unicast)
+    networks = _distinct(_network_items(table), _network)
+    return Host(name, service, client, addresses, networks), fqdn or service.components[1]
+
+
+def _distinct(items: Iterable[Item], reader: Callable[[Item], _Read]) -> tuple[_Read, ...]:
+    values: list[_Read] = []
+    for item in items:
+        if (value := reader(item)) in values:
+            raise item.error(f"{show(item.value)} stands here twice")
+        values.append(value)
+    return tuple(values)
 
 
 def _fqdn(item: Item) -> str:
@@ -212,20 +261,31 @@ def unicast(item: Item) -> IPAddress:
         DocumentError: it is none, or of a kind that many hosts have.
     """
     address = item.address()
-    kind = ""
-    if address.is_multicast:
-        kind = "a multicast address"
-    elif address.is_unspecified:
-        kind = "the unspecified address"
-    elif address.is_loopback:
-        kind = "a loopback address"
-    elif address.version == 6 and address.is_link_local:
-        kind = "an address of one link"
-    elif address.version == 4 and int(address) == 0xFFFFFFFF:
-        kind = "the broadcast address"
-    if kind:
+    if kind := _shared(address):
         raise item.error(f"{address} is {kind}; write an address that is one host's own")
     return address
+
+
+def _network(item: Item) -> IPNetwork:
+    network = item.network()
+    if kind := _shared(network):
+        raise item.error(f"{network} is {kind}; write a network that is routed to this host")
+    return network
+
+
+def _shared(what: IPAddress | IPNetwork) -> str:
+    """Of which kind an address, or every one of a network, is, if it is no host's own."""
+    if what.is_multicast:
+        return "multicast"
+    if what.is_unspecified:
+        return "the unspecified address"
+    if what.is_loopback:
+        return "loopback"
+    if what.version == 6 and what.is_link_local:
+        return "of one link"
+    if what in _BROADCAST:
+        return "the broadcast address"
+    return ""
 
 
 # --- groups ------------------------------------------------------------------------------------
@@ -297,30 +357,52 @@ def _refuse_cycle(item: Item, cycle: list[str]) -> NoReturn:
 
 def _profiles(item: Item) -> dict[str, Profile]:
     suites, lifetime = (SUITES["aes256gcm16"], SUITES["aes128gcm16"]), Lifetime(3600)
+    groups = (GROUP_NUMBERS[DEFAULT_GROUP],)
     profiles = {
-        DEFAULT_PROFILE: Profile(DEFAULT_PROFILE, suites, lifetime, GROUP_NUMBERS[DEFAULT_GROUP]),
+        DEFAULT_PROFILE: Profile(DEFAULT_PROFILE, suites, lifetime, groups),
         FAST_PROFILE: Profile(FAST_PROFILE, suites, lifetime),
     }
     for name, entry in item.entries():
         table = entry.table("suites", "lifetime", "volume", "group", "esn")
-        names: list[str] = []
-        for suite in table.item("suites", hint='["aes256gcm16"]').one_or_more():
-            if suite.choice(SUITES) in names:
-                raise suite.error(f"{show(suite.value)} stands here twice")
-            names.append(suite.choice(SUITES))
         seconds = table.item("lifetime", "1h").duration(MINIMUM_LIFETIME, MAXIMUM_LIFETIME)
         volume = table.optional("volume")
         kilobytes = None if volume is None else volume.size(MINIMUM_VOLUME, MAXIMUM_VOLUME) // 1024
         # Whoever does not think of it has forward secrecy.
-        group = table.item("group", DEFAULT_GROUP).choice((*GROUP_NUMBERS, NO_GROUP))
+        group = table.item("group", DEFAULT_GROUP).one_or_more()
         profiles[_name(name, entry)] = Profile(
             name,
-            tuple(SUITES[suite] for suite in names),
+            _suites(table.item("suites", hint='["aes256gcm16"]')),
             Lifetime(seconds, kilobytes),
-            GROUP_NUMBERS.get(group),
-            table.item("esn", False).boolean(),
+            _distinct(group, lambda each: GROUP_NUMBERS.get(each.choice(_GROUPS))),
+            _esn(table.item("esn", False)),
         )
     return profiles
+
+
+def _suites(item: Item) -> tuple[Suite, ...]:
+    items = item.one_or_more()
+    suites = _distinct(items, lambda each: SUITES[each.choice(SUITES)])
+    first = suites[0]
+    for place, suite in zip(items, suites, strict=True):
+        # One SPD entry stands for them all, and it names the protocols.
+        if suite.protocols != first.protocols:
+            raise place.error(
+                f"{show(suite.name)} is {_words(suite.protocols)}, but {show(first.name)}"
+                f" {_words(first.protocols)}; a profile's suites have the same protocols"
+            )
+    return suites
+
+
+def _words(protocols: Iterable[IpsecProtocol]) -> str:
+    return " in ".join(protocol.name for protocol in protocols)
+
+
+def _esn(item: Item) -> tuple[bool, ...]:
+    if item.value == TRY:
+        return (True, False)
+    if not isinstance(item.value, bool):
+        raise item.error(f"{show(item.value)} is neither true, nor false, nor {show(TRY)}")
+    return (item.value,)
 
 
 # --- rules -------------------------------------------------------------------------------------
@@ -334,7 +416,9 @@ def _rules(
 ) -> tuple[Rule, ...]:
     rules: dict[str, Rule] = {}
     for item in items:
-        table = item.table("name", "from", "to", "traffic", "action", "profile")
+        table = item.table(
+            "name", "from", "to", "traffic", "action", "profile", "mode", "udp_encapsulation"
+        )
         name = table.item("name", hint='"what the rule is for"').string()
         if name in rules:
             raise table.item("name").error(f"a rule before is called {show(name)}, too")
@@ -344,13 +428,11 @@ def _rules(
                 f'{show(traffic.value)} is not understood yet; "any" is: a rule covers all'
                 " traffic between two hosts"
             )
-        action = Action(table.item("action", hint='"require"').choice(a.value for a in Action))
         rules[name] = Rule(
             name,
             _side(table.item("from", hint='"all"'), hosts, groups),
             _side(table.item("to", hint='"all"'), hosts, groups),
-            action,
-            _rule_profile(table, action, profiles),
+            *_protection(table, profiles),
         )
     return tuple(rules.values())
 
@@ -362,13 +444,24 @@ def _side(
     return frozenset[str]().union(*(groups.get(name, frozenset((name,))) for name in names))
 
 
-def _rule_profile(table: Table, action: Action, profiles: Mapping[str, Profile]) -> Profile | None:
-    written = table.optional("profile")
+def _protection(
+    table: Table, profiles: Mapping[str, Profile]
+) -> tuple[Action, Profile | None, Mode, bool]:
+    action = Action(table.item("action", hint='"require"').choice(a.value for a in Action))
     if action is Action.CLEAR:
-        if written is not None:
-            raise written.error('clear traffic has no profile; leave it out, or "require"')
-        return None
-    return profiles[(written or table.item("profile", DEFAULT_PROFILE)).choice(profiles)]
+        for key in ("profile", "mode", "udp_encapsulation"):
+            if (written := table.optional(key)) is not None:
+                raise written.error(f'clear traffic has no {key}; leave it out, or "require"')
+        return action, None, Mode.TRANSPORT, False
+    profile = profiles[table.item("profile", DEFAULT_PROFILE).choice(profiles)]
+    mode = _MODES[table.item("mode", Mode.TRANSPORT.name.lower()).choice(_MODES)]
+    encapsulation = table.item("udp_encapsulation", False)
+    if encapsulation.boolean() and IpsecProtocol.AH in profile.protocols:
+        raise encapsulation.error(
+            f"UDP carries ESP alone (RFC 3948), and profile {show(profile.name)} is"
+            f" {_words(profile.protocols)}; leave it out, or take a profile of ESP"
+        )
+    return action, profile, mode, encapsulation.boolean()
 
 
 def _masks(hosts: Iterable[str], sides: list[frozenset[str]]) -> dict[str, int]:
@@ -379,32 +472,46 @@ def _masks(hosts: Iterable[str], sides: list[frozenset[str]]) -> dict[str, int]:
     return masks
 
 
-def _first_rule(
-    sources: Mapping[str, int], destinations: Mapping[str, int], one: str, other: str
-) -> int | None:
-    covering = sources[one] & destinations[other] | destinations[one] & sources[other]
-    return (covering & -covering).bit_length() - 1 if covering else None
+# --- what can hardly be meant ------------------------------------------------------------------
 
 
-def _unreachable(
-    items: list[Item],
-    rules: tuple[Rule, ...],
-    sources: Mapping[str, int],
-    destinations: Mapping[str, int],
-) -> Iterable[str]:
-    """A warning for every rule that decides for no pair of hosts.
+def _refuse_tunnels_without_ends(items: list[Item], policy: RealmPolicy) -> None:
+    """Traffic that a rule wants in a tunnel, between hosts that cannot have one, would be clear."""
+    hosts: dict[frozenset[int], list[Host]] = {}
+    for host in policy.hosts.values():
+        hosts.setdefault(_families(host.addresses), []).append(host)
+    for gateway in (host for host in policy.hosts.values() if host.networks):
+        own = _families(gateway.addresses)
+        for other in (host for ends, group in hosts.items() if not own & ends for host in group):
+            rule = policy.rule_between(gateway.name, other.name)
+            inside = _families(gateway.addresses + gateway.networks)
+            if (
+                rule is not None
+                and rule.mode is Mode.TUNNEL
+                and inside & _families(other.addresses + other.networks)
+            ):
+                raise items[policy.rules.index(rule)].error(
+                    f"no tunnel between hosts {show(gateway.name)} and {show(other.name)}:"
+                    " they have no addresses of one family for its ends"
+                )
 
-    Hosts that the same rules name on the same sides are alike: two of a kind stand for all.
-    """
+
+def _families(places: Iterable[IPAddress | IPNetwork]) -> frozenset[int]:
+    return frozenset(place.version for place in places)
+
+
+def _warnings(items: list[Item], policy: RealmPolicy) -> Iterator[str]:
+    # Hosts that the same rules name on the same sides are alike: two of a kind stand for all.
     kinds: dict[tuple[int, int], list[str]] = {}
-    for name in sources:
-        kind = kinds.setdefault((sources[name], destinations[name]), [])
+    for name in policy.hosts:
+        kind = kinds.setdefault(policy.kind(name), [])
         if len(kind) < 2:
             kind.append(name)
     names = [name for kind in kinds.values() for name in kind]
-    for index, (item, rule) in enumerate(zip(items, rules, strict=True)):
+    clear = _clear_networks(policy, names)
+    for item, rule in zip(items, policy.rules, strict=True):
         if not any(
-            one != other and _first_rule(sources, destinations, one, other) == index
+            one != other and policy.rule_between(one, other) is rule
             for one in names
             if one in rule.source
             for other in names
@@ -414,3 +521,25 @@ def _unreachable(
                 f"rule {show(rule.name)} never decides: rules before it cover all its pairs"
                 " of two hosts, or it has none"
             )
+        if gateways := clear.get(rule.name):
+            few = ", ".join(show(name) for name in gateways[:4])
+            yield item.warning(
+                f"rule {show(rule.name)} leaves the networks behind {few}"
+                f"{', ...' if len(gateways) > 4 else ''} clear: transport mode protects addresses"
+                ' of hosts alone; write mode = "tunnel"'
+            )
+
+
+def _clear_networks(policy: RealmPolicy, names: list[str]) -> dict[str, list[str]]:
+    """For every rule of transport mode, the gateways between which and some host it decides."""
+    found: dict[str, list[str]] = {}
+    for gateway in (host.name for host in policy.hosts.values() if host.networks):
+        deciding = {
+            rule.name: rule
+            for other in names
+            if other != gateway and (rule := policy.rule_between(gateway, other)) is not None
+        }
+        for rule in deciding.values():
+            if rule.action is Action.REQUIRE and rule.mode is Mode.TRANSPORT:
+                found.setdefault(rule.name, []).append(gateway)
+    return found
