@@ -208,8 +208,10 @@ class Daemon:
         self._set_timer()
 
     def _close(self) -> None:
-        for udp in (*self._sockets, *self._esp_in_udp):
+        for udp in self._sockets:
             udp.close()
+        for esp in self._esp_in_udp:
+            esp.close()
         self._kernel.close()
         self._journal.close()
         os.close(self._lock)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kinkd.errors import LocalError, PeerError
-from kinkd.exchange import installing, quickmode
+from kinkd.exchange import identities, installing, quickmode
 from kinkd.exchange.core import Core
 from kinkd.exchange.effects import Level, RecordPair
 from kinkd.exchange.installing import Agreement, Seeds
@@ -128,8 +128,8 @@ class Creating:
         public = self._ephemeral.public if self._ephemeral is not None else None
         # In transport mode the addresses that the messages go between say it all.
         tunnel = self.protection.mode is Mode.TUNNEL
-        traffic = self.protection.selector if tunnel else None
-        return quickmode.creation(proposals, self._nonce, public, traffic)
+        clients = identities.write(self.protection.selector) if tunnel else ()
+        return quickmode.creation(proposals, self._nonce, public, clients)
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Install the outbound SAs under the responder's SPIs (§3.2 step 5, or step 4 of three).

@@ -136,11 +136,11 @@ class Granting:
 
     def _again(self, grants: list[_Grant], made: list[SaPair]) -> Answer:
         """The REPLY to a CREATE that an earlier life of this daemon carried out."""
-        by_spis = {frozenset((s.protocol, s.outbound) for s in pair.sas): pair for pair in made}
+        by_spis = {frozenset(spis.outbound for spis in pair.sas): pair for pair in made}
         inner: list[kink.Payload] = []
         for grant in grants:
             parts = grant.choice.offer.parts
-            pair = by_spis.get(frozenset((part.protocol, part.spi) for part in parts))
+            pair = by_spis.get(frozenset(part.spi for part in parts))
             if pair is None or not grant.choice.optimistic:
                 # With an ACK: it came, so whoever repeats the CREATE has had our REPLY.
                 raise PeerError("stale-command", "what it made is no longer whole")
@@ -239,7 +239,7 @@ class Granting:
         choice = grant.choice
         spis = [spis.inbound for spis in pair.sas]
         proposals = quickmode.answer(choice.suite, choice.offer, choice.terms, spis)
-        return quickmode.creation(proposals, nonce, public, grant.wanted.traffic)
+        return quickmode.creation(proposals, nonce, public, grant.wanted.clients)
 
     def _established(self, pair: SaPair, now: float) -> None:
         core = self._core

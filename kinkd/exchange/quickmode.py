@@ -55,13 +55,15 @@ _SINGLE = frozenset(
 class Creation:
     """The Quick Mode part of a CREATE or of its REPLY.
 
-    ``traffic`` is what the client identities say, from the initiator to the responder.
+    ``traffic`` is what the client identities ``clients`` say, from the initiator's side to the
+    responder's.
     """
 
     offers: tuple[Offer, ...]
     nonce: bytes | None = field(repr=False)
     public: bytes | None = None  # of a KE payload
     traffic: Selector | None = None
+    clients: tuple[isakmp.Identification, ...] = ()
     notifications: tuple[isakmp.Notification, ...] = ()  # that refuse nothing
 
 
@@ -137,20 +139,19 @@ def creation(
     proposals: tuple[isakmp.Proposal, ...],
     nonce: bytes | None,
     public: bytes | None = None,
-    traffic: Selector | None = None,
+    clients: tuple[isakmp.Identification, ...] = (),
 ) -> kink.Isakmp:
     """The KINK_ISAKMP payload of a CREATE, or with one proposal of its REPLY (§6.3).
 
     ``nonce`` is Ni or Nr, None in the REPLY of a 2-message exchange; ``public`` is the public
-    value of a KE payload; ``traffic`` becomes client identities, IDci before IDcr.
+    value of a KE payload; ``clients`` are IDci and IDcr, which a responder gives back.
     """
     parts: list[isakmp.QuickModePayload] = [isakmp.SecurityAssociation(proposals)]
     if nonce is not None:
         parts.append(isakmp.Nonce(nonce))
     if public is not None:
         parts.append(isakmp.KeyExchange(public))
-    if traffic is not None:
-        parts += identities.write(traffic)
+    parts += clients
     return isakmp.encode(tuple(parts))
 
 
@@ -185,7 +186,7 @@ def read_creation(payload: kink.Isakmp, *, reply: bool = False) -> Creation:
             case _:
                 continue
     traffic = identities.read(clients[0], clients[1]) if clients else None
-    return Creation(offers, nonce, public, traffic, tuple(notifications))
+    return Creation(offers, nonce, public, traffic, tuple(clients), tuple(notifications))
 
 
 def refuse_key_exchange() -> PeerError:

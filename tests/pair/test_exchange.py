@@ -11,9 +11,10 @@ from kinkd.exchange.effects import Path, Send
 from kinkd.exchange.pairs import Role
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kernel.port import Expire, Overrun
+from kinkd.model import IpsecProtocol
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import ALICE, BOB, CAROL, World, passes
+from tests.support.pair import ALICE, BOB, CAROL, World, mirrored, passes
 
 
 def keyed() -> World:
@@ -30,7 +31,7 @@ def types_on_the_wire(world: World) -> list[MessageType]:
 def assert_keyed_once(world: World) -> None:
     (alice,) = world["alice"].endpoint.pairs
     (bob,) = world["bob"].endpoint.pairs
-    assert (alice.inbound_spi, alice.outbound_spi) == (bob.outbound_spi, bob.inbound_spi)
+    assert mirrored(alice, bob)
     assert passes(world, "alice", "bob") == "esp"
     assert passes(world, "bob", "alice") == "esp"
 
@@ -217,7 +218,7 @@ def test_delete_of_another_hosts_sa_is_refused() -> None:
     (of_alice,) = world["bob"].endpoint.pairs.of_host("alice")
     (mine,) = world["carol"].endpoint.pairs
     # carol names the SPI of alice's SA
-    forged = kink_delete(world, of_alice.outbound_spi)
+    forged = kink_delete(world, of_alice.sas[0].outbound)
     world.deliver(forged)
     world.run(5.0)
     assert world["bob"].endpoint.pairs.of_host("alice") == [of_alice]
@@ -231,7 +232,7 @@ def kink_delete(world: World, spi: int) -> Send:
     carol = world["carol"]
     ticket = carol.tickets.fetch(BOB.service)
     proof = kink.ApReq(1002, ticket.authenticate().ap_req)
-    inner = (quickmode.deletion((spi,)),)
+    inner = (quickmode.deletion([(IpsecProtocol.ESP, spi)]),)
     datagram = seal(MessageType.DELETE, 77, proof, inner, ticket.key)
     return Send(datagram, Path(CAROL.addresses[0], BOB.addresses[0]))
 
@@ -239,7 +240,7 @@ def kink_delete(world: World, spi: int) -> Send:
 def test_a_soft_expiry_makes_a_new_pair_before_the_old_one_goes() -> None:
     world = keyed()
     (old,) = world["alice"].endpoint.pairs
-    world["alice"].endpoint.kernel_event(Expire(old.outbound, old.reqid, hard=False), world.now)
+    world["alice"].endpoint.kernel_event(Expire(old.outbound[0], old.reqid, hard=False), world.now)
     world.settle()
     world.run(0.01)
     assert len(world["alice"].endpoint.pairs) == 2
@@ -247,7 +248,7 @@ def test_a_soft_expiry_makes_a_new_pair_before_the_old_one_goes() -> None:
     world.run(20.0)
     assert_keyed_once(world)
     (new,) = world["alice"].endpoint.pairs
-    assert new.inbound_spi != old.inbound_spi
+    assert new.inbound != old.inbound
 
 
 @pytest.mark.parametrize("first", ["alice", "bob"])
@@ -277,7 +278,7 @@ def test_an_acquire_that_was_read_late_makes_no_second_pair() -> None:
 def test_an_acquire_for_an_sa_that_was_taken_from_the_kernel_makes_a_new_pair() -> None:
     world = keyed()
     (old,) = world["alice"].endpoint.pairs
-    world["alice"].kernel.remove(old.outbound)
+    world["alice"].kernel.remove(old.outbound[0])
     world.acquire("alice", "bob")
     world.run(1.0)
     assert passes(world, "alice", "bob") == "esp"
@@ -286,9 +287,10 @@ def test_an_acquire_for_an_sa_that_was_taken_from_the_kernel_makes_a_new_pair() 
 def test_initiating_anew_replaces_the_pair() -> None:
     world = keyed()
     (old,) = world["alice"].endpoint.pairs
-    addresses = world["alice"].address, world["bob"].address
     told: list[object] = []
-    world["alice"].endpoint.initiate(*addresses, world.now, lambda *end: told.append(end[0]))
+    world["alice"].endpoint.initiate(
+        world.protection("alice", "bob"), world.now, lambda *end: told.append(end[0])
+    )
     world.settle()
     world.run(20.0)
     assert_keyed_once(world)
@@ -298,7 +300,7 @@ def test_initiating_anew_replaces_the_pair() -> None:
 def test_the_responder_leaves_rekeying_to_the_initiator() -> None:
     world = keyed()
     (pair,) = world["bob"].endpoint.pairs
-    world["bob"].endpoint.kernel_event(Expire(pair.outbound, pair.reqid, hard=False), world.now)
+    world["bob"].endpoint.kernel_event(Expire(pair.outbound[0], pair.reqid, hard=False), world.now)
     world.settle()
     assert not world.wire
 
@@ -307,8 +309,8 @@ def test_the_responder_leaves_rekeying_to_the_initiator() -> None:
 def test_a_hard_expiry_takes_the_other_half_with_it() -> None:
     world = keyed()
     (pair,) = world["alice"].endpoint.pairs
-    world["alice"].kernel.remove(pair.outbound)
-    world["alice"].endpoint.kernel_event(Expire(pair.outbound, pair.reqid, hard=True), world.now)
+    world["alice"].kernel.remove(pair.outbound[0])
+    world["alice"].endpoint.kernel_event(Expire(pair.outbound[0], pair.reqid, hard=True), world.now)
     world.settle()
     assert not world["alice"].kernel.states()
     assert not world["alice"].journal
@@ -322,9 +324,10 @@ def test_leaving_ends_what_is_under_way_and_a_late_answer_puts_nothing_back() ->
     assert not world["alice"].kernel.states()
     world.run(10.0)
     assert_empty(world)  # bob was told that alice has no use for his half
-    addresses = world["alice"].address, world["bob"].address
     with pytest.raises(PeerError, match="closing"):
-        world["alice"].endpoint.initiate(*addresses, world.now, lambda *_: None)
+        world["alice"].endpoint.initiate(
+            world.protection("alice", "bob"), world.now, lambda *_: None
+        )
 
 
 def test_a_withheld_retransmission_does_not_key_a_deleted_pair_again() -> None:
@@ -372,9 +375,8 @@ def test_an_exchange_without_an_xid_takes_none_from_another() -> None:
 def test_a_rekey_that_joins_a_running_create_still_ends_the_old_pair() -> None:
     world = keyed()
     (old,) = world["alice"].endpoint.pairs
-    addresses = world["alice"].address, world["bob"].address
-    world["alice"].endpoint.initiate(*addresses, world.now, lambda *_: None)
-    world["alice"].endpoint.kernel_event(Expire(old.outbound, old.reqid, hard=False), world.now)
+    world["alice"].endpoint.initiate(world.protection("alice", "bob"), world.now, lambda *_: None)
+    world["alice"].endpoint.kernel_event(Expire(old.outbound[0], old.reqid, hard=False), world.now)
     world.settle()
     world.run(20.0)
     assert_keyed_once(world)
@@ -383,7 +385,7 @@ def test_a_rekey_that_joins_a_running_create_still_ends_the_old_pair() -> None:
 def test_after_lost_events_what_the_kernel_lacks_is_given_up() -> None:
     world = keyed()
     (pair,) = world["alice"].endpoint.pairs
-    world["alice"].kernel.remove(pair.inbound)
+    world["alice"].kernel.remove(pair.inbound[0])
     world["alice"].endpoint.kernel_event(Overrun(), world.now)
     world.settle()
     assert not list(world["alice"].endpoint.pairs)

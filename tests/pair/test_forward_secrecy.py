@@ -12,16 +12,16 @@ from kinkd.keying import dh
 from kinkd.keying.algorithms import GROUP_NUMBERS
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import BOB, FAST, World, passes
+from tests.support.pair import BOB, FAST, World, mirrored, offer, passes
 
-STANDARD = replace(FAST, name="standard", group=19)
+STANDARD = replace(FAST, name="standard", groups=(19,))
 QUICK = [name for name in GROUP_NUMBERS if not name.startswith("modp") or name == "modp2048"]
 
 
 def assert_keyed_once(world: World) -> None:
     (alice,) = world["alice"].endpoint.pairs
     (bob,) = world["bob"].endpoint.pairs
-    assert (alice.inbound_spi, alice.outbound_spi) == (bob.outbound_spi, bob.inbound_spi)
+    assert mirrored(alice, bob)
     assert passes(world, "alice", "bob") == "esp"
     assert passes(world, "bob", "alice") == "esp"
 
@@ -40,7 +40,7 @@ def opened(world: World, send: Send) -> tuple[isakmp.QuickModePayload, ...]:
 @pytest.mark.rfc("4430-5.7-1", "4430-3.2-8")
 @pytest.mark.parametrize("name", QUICK)
 def test_every_group_keys_both_ways_in_three_messages(name: str) -> None:
-    world = World(profile=replace(FAST, group=GROUP_NUMBERS[name]))
+    world = World(profile=replace(FAST, groups=(GROUP_NUMBERS[name],)))
     world.acquire("alice", "bob")
     world.run()
     types = [kink.header(send.datagram).type for send in world.sent]
@@ -53,10 +53,7 @@ def test_both_public_values_and_the_group_are_on_the_wire_and_new_each_time() ->
     seen = set()
     for _ in range(2):
         world.sent.clear()
-        world["alice"].endpoint.initiate(
-            world["alice"].address, world["bob"].address, world.now, lambda *_: None
-        )
-        world.settle()
+        world.initiate("alice", "bob")
         world.run(0.5)
         for send in world.sent[:2]:
             association, _, exchange = opened(world, send)
@@ -108,22 +105,16 @@ def test_a_host_that_wants_no_ke_says_so_and_nothing_is_left() -> None:
 
 @pytest.mark.parametrize(
     ("public", "reason"),
-    [(b"", "bad-public-value"), (bytes(64), "bad-public-value"), (None, "no-proposal-chosen")],
+    [(b"", "bad-public-value"), (bytes(64), "bad-public-value"), (None, "ke-missing")],
 )
 def test_a_bad_public_value_or_none_is_refused(public: bytes | None, reason: str) -> None:
     world = World(profile=STANDARD)
     ticket = world["alice"].tickets.fetch(BOB.service)
-    proposal = quickmode.propose(
-        FAST.suites[0],
-        world["alice"].endpoint.policy.protections[0][2].mode,
-        FAST.lifetime,
-        0x2000,
-        group=19 if public is not None else None,
-    )
+    proposals = offer(FAST.suites[0], 0x2000, group=19 if public is not None else None)
     from kinkd.exchange.effects import Path
     from kinkd.exchange.verified import seal
 
-    inner = (quickmode.creation((proposal,), b"n" * 32, public),)
+    inner = (quickmode.creation(proposals, b"n" * 32, public),)
     proof = kink.ApReq(1000, ticket.authenticate().ap_req)
     datagram = seal(MessageType.CREATE, 3, proof, inner, ticket.key)
     path = Path(world["bob"].address, world["alice"].address)

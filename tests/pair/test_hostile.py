@@ -13,10 +13,10 @@ from kinkd.exchange.effects import Path, Send
 from kinkd.exchange.verified import seal
 from kinkd.kerberos import messages
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Lifetime, Mode
+from kinkd.model import Lifetime
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import ALICE, BOB, CAROL, World
+from tests.support.pair import ALICE, BOB, CAROL, World, offer
 
 FROM_ALICE = Path(ALICE.addresses[0], BOB.addresses[0])
 FROM_CAROL = Path(CAROL.addresses[0], BOB.addresses[0])
@@ -34,8 +34,8 @@ def create(
     """A genuine CREATE, made by hand."""
     node = world[who]
     ticket = node.tickets.fetch(world[server].host.service)
-    proposal = quickmode.propose(SUITES["aes256gcm16"], Mode.TRANSPORT, Lifetime(600), spi)
-    inner = payload or quickmode.creation((proposal,), b"n" * 32)
+    proposals = offer(SUITES["aes256gcm16"], spi, lifetime=Lifetime(600))
+    inner = payload or quickmode.creation(proposals, b"n" * 32)
     proof = kink.ApReq(1000, ticket.authenticate().ap_req)
     return seal(MessageType.CREATE, xid, proof, (inner,), ticket.key)
 
@@ -243,9 +243,9 @@ def test_an_spi_that_exists_is_refused() -> None:
 @pytest.mark.rfc("4430-3.2-5", "4430-5.5-4")
 def test_a_ke_payload_is_refused_with_its_type() -> None:
     world = World()
-    proposal = quickmode.propose(SUITES["aes256gcm16"], Mode.TRANSPORT, Lifetime(600), 0x2000)
+    proposals = offer(SUITES["aes256gcm16"], 0x2000, lifetime=Lifetime(600))
     payload = isakmp.encode(
-        (isakmp.SecurityAssociation((proposal,)), isakmp.Nonce(b"n" * 32), isakmp.KeyExchange(b"k"))
+        (isakmp.SecurityAssociation(proposals), isakmp.Nonce(b"n" * 32), isakmp.KeyExchange(b"k"))
     )
     part = notified(world, create(world, payload=payload))
     assert (part.type, part.data) == (1, b"\x04")
@@ -254,8 +254,8 @@ def test_a_ke_payload_is_refused_with_its_type() -> None:
 
 def test_a_proposal_that_policy_does_not_know_is_not_chosen() -> None:
     world = World()
-    proposal = quickmode.propose(SUITES["aes128-sha1"], Mode.TRANSPORT, Lifetime(600), 0x2000)
-    payload = quickmode.creation((proposal,), b"n" * 32)
+    proposals = offer(SUITES["aes128-sha1"], 0x2000, lifetime=Lifetime(600))
+    payload = quickmode.creation(proposals, b"n" * 32)
     assert notified(world, create(world, payload=payload)).type == 14
     assert_unmoved(world)
 
@@ -263,8 +263,8 @@ def test_a_proposal_that_policy_does_not_know_is_not_chosen() -> None:
 @pytest.mark.rfc("4430-12-2")
 def test_a_later_quick_mode_version_gets_badqmvers() -> None:
     world = World()
-    proposal = quickmode.propose(SUITES["aes256gcm16"], Mode.TRANSPORT, Lifetime(600), 0x2000)
-    plain = quickmode.creation((proposal,), b"n" * 32)
+    proposals = offer(SUITES["aes256gcm16"], 0x2000, lifetime=Lifetime(600))
+    plain = quickmode.creation(proposals, b"n" * 32)
     later = kink.Isakmp(plain.first, plain.body, major=2, minor=0)
     assert protected_answer(world, create(world, payload=later)) == kink.KinkError(6)
     assert_unmoved(world)

@@ -11,17 +11,18 @@ from kinkd.exchange.core import MEMORY_SECONDS
 from kinkd.exchange.effects import Path
 from kinkd.exchange.verified import seal
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Lifetime, Mode, Profile
+from kinkd.model import IpsecProtocol, Lifetime, PortMatch, Profile
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import IdType, MessageType, ProtocolId
-from tests.support.pair import ALICE, BOB, FAST, World
+from tests.support.pair import ALICE, BOB, FAST, World, offer
 
 PATH = Path(BOB.addresses[0], ALICE.addresses[0])
 GCM = SUITES["aes256gcm16"]
 
 
 def proposal(spi: int = 0x2000, number: int = 1, lifetime: Lifetime = FAST.lifetime):
-    return replace(quickmode.propose(GCM, Mode.TRANSPORT, lifetime, spi), number=number)
+    (made,) = offer(GCM, spi, number=number, lifetime=lifetime)
+    return made
 
 
 def quick_mode(*proposals: isakmp.Proposal, also: tuple[isakmp.QuickModePayload, ...] = ()):
@@ -54,7 +55,7 @@ def tell(
 
 
 def chosen(answer: tuple[isakmp.QuickModePayload, ...]) -> isakmp.Proposal:
-    (association,) = answer
+    association = answer[0]
     assert isinstance(association, isakmp.SecurityAssociation)
     (only,) = association.proposals
     return only
@@ -88,18 +89,46 @@ def identities(kind: int, *addresses: bytes) -> tuple[isakmp.Identification, ...
     return tuple(isakmp.Identification(kind, 0, 0, address) for address in addresses)
 
 
-def test_identities_are_the_two_addresses_or_nothing() -> None:
-    pair = (ALICE.addresses[0].packed, BOB.addresses[0].packed)
-    good = identities(IdType.IPV4_ADDR, *pair)
-    assert chosen(tell(World(), quick_mode(proposal(), also=good)))
-    for bad in (
-        identities(IdType.IPV4_ADDR, *reversed(pair)),
-        identities(2, b"alice.example.test", b"bob.example.test"),  # ID_FQDN
-        tuple(replace(each, protocol=6) for each in good),
-    ):
-        (refusal,) = tell(World(), quick_mode(proposal(), also=bad))
-        assert isinstance(refusal, isakmp.Notification)
-        assert refusal.type == 14
+ENDS = (ALICE.addresses[0].packed, BOB.addresses[0].packed)
+WHOLE = identities(IdType.IPV4_ADDR, *ENDS)
+
+
+def test_identities_of_the_two_addresses_are_given_back() -> None:
+    answer = tell(World(), quick_mode(proposal(), also=WHOLE))
+    assert chosen(answer)
+    assert answer[1:] == WHOLE
+
+
+def test_less_than_the_policy_protects_may_be_asked_for_and_the_sas_are_for_no_more() -> None:
+    world = World()
+    web = (replace(WHOLE[0], protocol=6), replace(WHOLE[1], protocol=6, port=443))
+    assert tell(world, quick_mode(proposal(), also=web))[1:] == web
+    (pair,) = world["bob"].endpoint.pairs
+    assert pair.selector.source_port == PortMatch(443, 0xFFFF)  # ours is the responder's side
+    assert {
+        (s.selector.protocol, s.selector.destination_port)
+        for s in world["bob"].kernel.states()
+        if s.id == pair.inbound[0]
+    } == {(6, PortMatch(443, 0xFFFF))}
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        (identities(IdType.IPV4_ADDR, *reversed(ENDS)), 14),
+        (identities(IdType.IPV4_ADDR_SUBNET, *(end + b"\xff\xff\xff\0" for end in ENDS)), 14),
+        (identities(2, b"alice.example.test", b"bob.example.test"), 16),  # ID_FQDN
+        ((replace(WHOLE[0], protocol=6), replace(WHOLE[1], protocol=17)), 16),
+        ((WHOLE[0], replace(WHOLE[1], port=443)), 16),  # a port of no protocol
+    ],
+    ids=["other ends", "more than the policy", "a name", "two protocols", "a port alone"],
+)
+def test_other_identities_are_refused(bad: tuple[isakmp.Identification, ...], code: int) -> None:
+    world = World()
+    (refusal,) = tell(world, quick_mode(proposal(), also=bad))
+    assert isinstance(refusal, isakmp.Notification)
+    assert refusal.type == code
+    assert not world["bob"].kernel.states()
 
 
 @pytest.mark.rfc("4430-5.5-2", "4430-5.5-3")
@@ -120,7 +149,7 @@ def test_an_xid_that_comes_again_with_another_create_makes_another_pair() -> Non
 
 def test_an_xid_that_comes_again_before_its_ack_leaves_one_half_that_dies() -> None:
     world = World(lacking={"bob": {"aes256gcm16"}})
-    second = quickmode.propose(SUITES["aes128gcm16"], Mode.TRANSPORT, FAST.lifetime, 0x3000)
+    (second,) = offer(SUITES["aes128gcm16"], 0x3000)
     for spi in (0x2000, 0x4000):
         tell(world, quick_mode(proposal(spi), replace(second, number=2)))
         assert len(world["bob"].kernel.states()) == 1
@@ -133,7 +162,9 @@ def test_an_xid_that_comes_again_before_its_ack_leaves_one_half_that_dies() -> N
 def test_an_xid_that_comes_again_with_a_delete_deletes() -> None:
     world = World()
     ours = chosen(tell(world, quick_mode(proposal(0x2000)))).spi
-    (deleted,) = tell(world, quickmode.deletion((0x2000,)), kind=MessageType.DELETE)
+    (deleted,) = tell(
+        world, quickmode.deletion([(IpsecProtocol.ESP, 0x2000)]), kind=MessageType.DELETE
+    )
     assert deleted == isakmp.Delete(ProtocolId.ESP, (ours,))
     assert not list(world["bob"].endpoint.pairs)
 
@@ -151,7 +182,7 @@ def test_commands_are_forgotten_in_time() -> None:
 
 @pytest.mark.rfc("4430-3.3-3")
 def test_a_delete_of_many_unknown_spis_is_answered_in_one_message() -> None:
-    spis = tuple(range(0x5000, 0x5000 + 64))
+    spis = [(IpsecProtocol.ESP, spi) for spi in range(0x5000, 0x5000 + 64)]
     answer = tell(World(), quickmode.deletion(spis), kind=MessageType.DELETE)
     assert {part.type for part in answer if isinstance(part, isakmp.Notification)} == {11}
     assert 1 <= len(answer) <= 16

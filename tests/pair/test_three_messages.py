@@ -10,7 +10,7 @@ from kinkd.exchange.effects import Send
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
-from tests.support.pair import ALICE, BOB, World, passes
+from tests.support.pair import ALICE, BOB, World, mirrored, passes
 
 CYCLE = TRANSACTION_SECONDS + 10
 
@@ -31,7 +31,7 @@ def is_ack(send: Send) -> bool:
 def assert_keyed_once(world: World) -> None:
     (alice,) = world["alice"].endpoint.pairs
     (bob,) = world["bob"].endpoint.pairs
-    assert (alice.inbound_spi, alice.outbound_spi) == (bob.outbound_spi, bob.inbound_spi)
+    assert mirrored(alice, bob)
     assert alice.suite == bob.suite == "aes128gcm16"
     assert passes(world, "alice", "bob") == "esp"
     assert passes(world, "bob", "alice") == "esp"

@@ -8,21 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from kinkd.document import Document
+from kinkd.exchange import quickmode
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import FetchTicket, ForgetPair, Path, RecordPair, Report, Send
 from kinkd.exchange.endpoint import Endpoint
-from kinkd.exchange.pairs import CommandId, Role, SaPair
+from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.kerberos import etypes
 from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.kerberos.offline import OfflineAcceptor, OfflineTicketSource
 from kinkd.kernel.memory import MemoryKernel
-from kinkd.kernel.port import Acquire
+from kinkd.kernel.port import Acquire, SaId
 from kinkd.keying.algorithms import SUITES
+from kinkd.keying.negotiate import Terms
 from kinkd.model import (
     Direction,
     Host,
     IPAddress,
-    IpsecProtocol,
     Lifetime,
     Mode,
     Principal,
@@ -30,9 +32,13 @@ from kinkd.model import (
     Protection,
     Selector,
     SpdEntry,
+    Suite,
     Template,
 )
+from kinkd.policy import model as policy_model
+from kinkd.policy import resolve
 from kinkd.policy.match import HostPolicy
+from kinkd.wire import isakmp
 
 REALM = "EXAMPLE.TEST"
 POSIX = 1_800_000_000.0  # what POSIX time is when the pair's clock stands at 0
@@ -51,18 +57,24 @@ CAROL = host("carol", IPv4Address("10.0.0.3"))
 
 
 def policy_of(me: Host, peers: tuple[Host, ...], profile: Profile = FAST) -> HostPolicy:
+    """Transport mode between all the hosts."""
     protections = []
-    template = Template(IpsecProtocol.ESP, Mode.TRANSPORT, REQID)
+    templates = tuple(
+        Template(protocol, Mode.TRANSPORT, REQID) for protocol in profile.suites[0].protocols
+    )
     for number, peer in enumerate(peers):
         local, remote = me.addresses[0], peer.addresses[0]
         out = Selector.between(local, remote)
         mine = (
-            SpdEntry(Direction.OUT, out, 1000 + number, template),
-            SpdEntry(Direction.IN, out.reversed(), 1000 + number, template),
+            SpdEntry(Direction.OUT, out, 1000 + number, templates),
+            SpdEntry(Direction.IN, out.reversed(), 1000 + number, templates),
         )
-        rule = Protection(peer, profile, Mode.TRANSPORT, REQID, "all", mine)
-        protections.append((local, remote, rule))
-    entries = tuple(entry for _, _, p in protections for entry in p.entries)
+        protections.append(
+            Protection(
+                peer, profile, Mode.TRANSPORT, REQID, "all", local, remote, out, entries=mine
+            )
+        )
+    entries = tuple(entry for p in protections for entry in p.entries)
     return HostPolicy(me, 1, peers, tuple(protections), entries)
 
 
@@ -76,7 +88,7 @@ class Node:
     tickets: OfflineTicketSource
     acceptor: OfflineAcceptor
     reports: list[Report] = field(default_factory=list)
-    journal: dict[tuple[IPAddress, int], SaPair] = field(default_factory=dict)
+    journal: dict[SaId, SaPair] = field(default_factory=dict)
     answered: list[tuple[str, CommandId]] = field(default_factory=list)
     kdc_up: bool = True
 
@@ -86,6 +98,28 @@ class Node:
 
     def events(self, name: str) -> list[dict[str, object]]:
         return [report.fields for report in self.reports if report.event == name]
+
+
+def mirrored(one: SaPair, other: SaPair) -> bool:
+    """Whether two ends' views are of one pair."""
+    crossed = [Spis(spis.protocol, spis.outbound, spis.inbound) for spis in other.sas]
+    return list(one.sas) == crossed and one.selector == other.selector.reversed()
+
+
+def offer(
+    suite: Suite,
+    spi: int,
+    *,
+    number: int = 1,
+    lifetime: Lifetime = FAST.lifetime,
+    group: int | None = None,
+    esn: bool = False,
+    mode: Mode = Mode.TRANSPORT,
+) -> tuple[isakmp.Proposal, ...]:
+    """The proposals of one number for a suite; ``spi`` is its first transform's, others follow."""
+    terms = Terms(mode, lifetime, group=group, esn=esn)
+    spis = [spi + index for index in range(len(suite.transforms))]
+    return quickmode.propose(number, suite, terms, spis)
 
 
 Filter = Callable[[Send], list[Send]]
@@ -106,7 +140,13 @@ class World:
         hosts: tuple[Host, ...] = (ALICE, BOB),
         profile: Profile = FAST,
         lacking: dict[str, set[str]] | None = None,
+        document: str = "",
     ) -> None:
+        self.realm = (
+            policy_model.read(Document.parse("policy", document.encode())) if document else None
+        )
+        if self.realm is not None:
+            hosts = tuple(self.realm.hosts.values())
         self.lacking = lacking or {}  # suites that a host's kernel does not have
         self.now = 0.0
         self.wire: deque[Send] = deque()
@@ -124,8 +164,7 @@ class World:
 
     def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
         clock = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
-        peers = tuple(h for h in self.hosts if h is not me)
-        policy = policy_of(me, peers, self.profile)
+        policy = self.policy(me)
         kvno, key = self.keys[me.service]
         acceptor = OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
         names = frozenset(SUITES) - self.lacking.get(me.name, set())
@@ -138,6 +177,12 @@ class World:
         return Node(
             me, endpoint, kernel, OfflineTicketSource(me.client, self.keys, clock), acceptor
         )
+
+    def policy(self, me: Host) -> HostPolicy:
+        """What applies to a host: all of the one profile, or what the document says."""
+        if self.realm is not None:
+            return resolve.resolve(self.realm, me.name, resolve.Options())
+        return policy_of(me, tuple(h for h in self.hosts if h is not me), self.profile)
 
     def restart(self, name: str, *, epoch: int | None = None) -> Node:
         """A new life of a daemon: the kernel stays; with ``epoch`` its SAs do not."""
@@ -155,18 +200,23 @@ class World:
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
 
+    def protection(self, source: str, destination: str) -> Protection:
+        """The first of what the policy demands between two hosts."""
+        return self[source].endpoint.policy.with_host(destination)[0]
+
     def acquire(self, source: str, destination: str) -> None:
         """Traffic that the kernel has no SA for."""
-        local, remote = self[source].address, self[destination].address
-        flow = Selector.between(local, remote)
-        event = Acquire(local, remote, IpsecProtocol.ESP, Mode.TRANSPORT, REQID, 0, 1, flow)
+        wanted = self.protection(source, destination)
+        ends = wanted.local, wanted.remote
+        protocol = wanted.profile.protocols[0]
+        event = Acquire(*ends, protocol, wanted.mode, wanted.reqid, 0, 1, wanted.selector)
         self[source].endpoint.kernel_event(event, self.now)
         self.settle()
 
     def initiate(self, source: str, destination: str) -> None:
         """An administrator wants a new pair, whatever there is."""
-        addresses = self[source].address, self[destination].address
-        self[source].endpoint.initiate(*addresses, self.now, lambda *_: None)
+        wanted = self.protection(source, destination)
+        self[source].endpoint.initiate(wanted, self.now, lambda *_: None)
         self.settle()
 
     def settle(self) -> None:
@@ -190,9 +240,9 @@ class World:
             case FetchTicket(server):
                 node.endpoint.ticket_failed(server, "KDC unreachable", self.now)
             case RecordPair(pair):
-                node.journal[pair.local, pair.inbound_spi] = pair
+                node.journal[pair.inbound[0]] = pair
             case ForgetPair(pair):
-                node.journal.pop((pair.local, pair.inbound_spi), None)
+                node.journal.pop(pair.inbound[0], None)
                 if pair.role is Role.RESPONDER:
                     node.answered.append((pair.host, pair.command))
             case Report():

@@ -17,23 +17,39 @@ from kinkd.app.journal import Journal
 from kinkd.app.recovery import Ownership
 from kinkd.errors import LocalError
 from kinkd.exchange import installing
-from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.installing import Agreement, Seeds
+from kinkd.exchange.pairs import Role, SaPair, Spis
+from kinkd.kerberos import etypes
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Direction, Lifetime, Secret, Selector, SpdEntry
+from kinkd.keying.negotiate import Terms
+from kinkd.model import Direction, IpsecProtocol, Lifetime, Mode, PortMatch, Selector, SpdEntry
 from tests.support.pair import ALICE, BOB, REQID, policy_of
 
 OWNERSHIP = Ownership(range(0x4B000000, 0x4B010000), range(1000, 2000))
-PROTECTION = policy_of(ALICE, (BOB,)).protections[0][2]
+PROTECTION = policy_of(ALICE, (BOB,)).protections[0]
 
+spis = st.integers(256, (1 << 32) - 1)
+ports = st.integers(0, 0xFFFF)
 pairs = st.builds(
     SaPair,
     host=st.text(min_size=1, max_size=20),
     principal=st.text(min_size=1, max_size=20),
     local=st.ip_addresses(),
     remote=st.ip_addresses(),
-    inbound_spi=st.integers(256, (1 << 32) - 1),
-    outbound_spi=st.integers(256, (1 << 32) - 1),
+    sas=st.lists(
+        st.builds(Spis, st.sampled_from(IpsecProtocol), spis, spis), min_size=1, max_size=2
+    ).map(tuple),
+    mode=st.sampled_from(Mode),
+    udp=st.booleans(),
+    selector=st.builds(
+        Selector,
+        st.ip_addresses().map(ip_network),
+        st.ip_addresses().map(ip_network),
+        st.integers(0, 255),
+        st.builds(PortMatch, ports, ports),
+        st.builds(PortMatch, ports, ports),
+    ),
     reqid=st.integers(1, (1 << 32) - 1),
     suite=st.sampled_from(sorted(SUITES)),
     role=st.sampled_from(Role),
@@ -52,8 +68,10 @@ def pair(spi: int = 0x1000) -> SaPair:
         principal="kink/bob.example.test@EXAMPLE.TEST",
         local=ALICE.addresses[0],
         remote=BOB.addresses[0],
-        inbound_spi=spi,
-        outbound_spi=spi + 1,
+        sas=(Spis(IpsecProtocol.ESP, spi, spi + 1),),
+        mode=Mode.TRANSPORT,
+        udp=False,
+        selector=PROTECTION.selector,
         reqid=REQID,
         suite="aes256gcm16",
         role=Role.INITIATOR,
@@ -67,17 +85,22 @@ def pair(spi: int = 0x1000) -> SaPair:
 
 
 def install(kernel: MemoryKernel, known: SaPair, *, outbound: bool = True) -> None:
+    agreed = agreement(known)
     limits = installing.responder_limits(known.lifetime)
-    for sa in (known.inbound, known.outbound) if outbound else (known.inbound,):
-        suite, material = SUITES[known.suite], Secret(bytes(36))
-        built = installing.build_sa(sa, PROTECTION, suite, material, limits)
-        if sa == known.inbound:
-            kernel.install_inbound(built)
-        else:
-            kernel.install_outbound(built, ())
+    agreed.install_inbound(kernel, known.inbound, limits)
+    if outbound:
+        agreed.install_outbound(kernel, known.outbound, limits)
 
 
-@given(st.lists(pairs, max_size=5, unique_by=lambda p: (p.local, p.inbound_spi)))
+def agreement(known: SaPair, reqid: int = REQID) -> Agreement:
+    protection = replace(PROTECTION, reqid=reqid, entries=())
+    terms = Terms(known.mode, known.lifetime)
+    key = etypes.key(18, bytes(32))
+    suite = SUITES[known.suite]
+    return Agreement(protection, known.selector, suite, terms, key, Seeds(bytes(16)))
+
+
+@given(st.lists(pairs, max_size=5, unique_by=lambda p: (p.local, p.sas)))
 def test_pairs_come_back_as_they_were(known: list[SaPair]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         journal = Journal(Path(directory) / "journal.db")
@@ -180,12 +203,8 @@ def test_an_sa_of_our_block_that_nobody_claims_goes(tmp_path: Path) -> None:
 
 def test_an_sa_outside_our_block_is_never_touched(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path)
-    foreign = replace(PROTECTION, reqid=42)
-    limits = installing.responder_limits(Lifetime(60))
-    built = installing.build_sa(
-        pair().inbound, foreign, SUITES["aes256gcm16"], Secret(bytes(36)), limits
-    )
-    kernel.install_inbound(built)
+    foreign = agreement(pair(), reqid=42)
+    foreign.install_inbound(kernel, pair().inbound, installing.responder_limits(Lifetime(60)))
     recovery.recover(kernel, journal, OWNERSHIP)
     recovery.remove_everything(kernel, OWNERSHIP)
     assert len(kernel.states()) == 1
@@ -205,7 +224,7 @@ def test_policies_are_written_and_stale_ones_of_ours_go(tmp_path: Path) -> None:
         Direction.OUT,
         Selector(ip_network("10.9.9.9/32"), ip_network("10.9.9.8/32")),
         1500,
-        PROTECTION.entries[0].template,
+        PROTECTION.entries[0].templates,
     )
     kernel.write_policy(stale)
     recovery.install_policies(kernel, policy, OWNERSHIP)

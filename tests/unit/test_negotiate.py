@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,41 +11,68 @@ from hypothesis import strategies as st
 
 from kinkd.errors import PeerError
 from kinkd.keying.algorithms import SUITES
-from kinkd.keying.negotiate import Offer, check_answer, choose
-from kinkd.model import Lifetime, Mode, Suite
+from kinkd.keying.negotiate import Demands, Offer, Part, Terms, check_answer, choose
+from kinkd.model import IpsecProtocol, Lifetime, Mode, Suite
 
 GCM, CBC = SUITES["aes256gcm16"], SUITES["aes128-sha256"]
+BUNDLE = SUITES["ah-sha256+aes256gcm16"]
 HOUR = Lifetime(3600)
 
 
-def offer(suite: Suite = GCM, number: int = 1, lifetime: Lifetime = HOUR) -> Offer:
-    return Offer(
-        proposal=number,
-        transform=1,
-        spi=0x1000 + number,
-        transform_id=suite.transform_id,
-        key_bits=suite.key_bits,
-        authentication_id=suite.authentication_id,
-        mode=Mode.TRANSPORT,
-        lifetime=lifetime,
+PLAIN = Demands(Mode.TRANSPORT, HOUR)
+
+
+def offer(
+    suite: Suite = GCM,
+    number: int = 1,
+    lifetime: Lifetime = HOUR,
+    mode: Mode | None = Mode.TRANSPORT,
+    **terms: Any,
+) -> Offer:
+    parts = tuple(
+        Part(
+            protocol=transform.protocol,
+            transform=1,
+            spi=0x1000 + number,
+            transform_id=transform.transform_id,
+            key_bits=transform.key_bits,
+            authentication_id=transform.authentication_id,
+            terms=Terms(mode, lifetime, **terms),
+        )
+        for transform in suite.transforms
     )
+    return Offer(number, parts)
+
+
+def changed(made: Offer, index: int = 0, **change: Any) -> Offer:
+    parts = list(made.parts)
+    parts[index] = replace(parts[index], **change)
+    return Offer(made.proposal, tuple(parts))
 
 
 def test_the_optimistic_proposal_wins_where_it_is_allowed() -> None:
-    choice = choose([offer(CBC), offer(GCM, 2)], [GCM, CBC], Mode.TRANSPORT, HOUR)
+    choice = choose([offer(CBC), offer(GCM, 2)], [GCM, CBC], PLAIN)
     assert choice.suite is CBC
     assert choice.optimistic
 
 
 def test_an_offer_without_esn_is_not_taken_where_policy_wants_it() -> None:
-    plain, wide = offer(), replace(offer(number=2), esn=True)
-    assert choose([plain, wide], [GCM], Mode.TRANSPORT, HOUR, esn=True).offer is wide
+    plain, wide = offer(), offer(number=2, esn=True)
+    always = replace(PLAIN, esn=(True,))
+    assert choose([plain, wide], [GCM], always).offer is wide
     with pytest.raises(PeerError, match="no-proposal-chosen"):
-        choose([plain], [GCM], Mode.TRANSPORT, HOUR, esn=True)
+        choose([plain], [GCM], always)
+
+
+def test_where_either_will_do_the_initiator_decides_on_esn() -> None:
+    plain, wide = offer(), offer(number=2, esn=True)
+    either = replace(PLAIN, esn=(True, False))
+    assert choose([plain, wide], [GCM], either).offer is plain
+    assert choose([plain], [GCM], either).optimistic
 
 
 def test_another_is_chosen_where_it_is_not() -> None:
-    choice = choose([offer(CBC), offer(GCM, 2)], [GCM], Mode.TRANSPORT, HOUR)
+    choice = choose([offer(CBC), offer(GCM, 2)], [GCM], PLAIN)
     assert choice.offer.proposal == 2
     assert not choice.optimistic
 
@@ -54,17 +82,22 @@ def test_another_is_chosen_where_it_is_not() -> None:
     [
         [],
         [offer(CBC)],
-        [replace(offer(), mode=Mode.TUNNEL)],
-        [replace(offer(), mode=None)],
-        [replace(offer(), readable=False)],
-        [replace(offer(), key_bits=128)],
-        [replace(offer(), key_bits=None)],
-        [replace(offer(), esn=True)],
+        [offer(mode=Mode.TUNNEL)],
+        [offer(mode=None)],
+        [offer(udp=True)],
+        [offer(group=19)],
+        [offer(esn=True)],
+        [changed(offer(), readable=False)],
+        [changed(offer(), key_bits=128)],
+        [changed(offer(), key_bits=None)],
+        [changed(offer(), protocol=None)],
+        [changed(offer(), protocol=IpsecProtocol.AH)],
+        [offer(BUNDLE)],
     ],
 )
 def test_nothing_acceptable_is_no_proposal_chosen(offers: list[Offer]) -> None:
     with pytest.raises(PeerError) as caught:
-        choose(offers, [GCM], Mode.TRANSPORT, HOUR)
+        choose(offers, [GCM], PLAIN)
     assert caught.value.notify == 14
 
 
@@ -76,7 +109,7 @@ lifetimes = st.builds(Lifetime, seconds, volumes)
 @pytest.mark.rfc("4430-3.2-2")
 @given(lifetimes, lifetimes)
 def test_a_responder_never_raises_a_lifetime(offered: Lifetime, own: Lifetime) -> None:
-    chosen = choose([offer(lifetime=offered)], [GCM], Mode.TRANSPORT, own).lifetime
+    chosen = choose([offer(lifetime=offered)], [GCM], Demands(Mode.TRANSPORT, own)).terms.lifetime
     assert chosen.seconds == min(offered.seconds, own.seconds)
     if offered.kilobytes is not None:
         assert chosen.kilobytes is not None
@@ -94,10 +127,10 @@ def test_the_initiator_uses_the_shorter_and_refuses_the_longer(
     )
     if raised:
         with pytest.raises(PeerError, match="raised-lifetime"):
-            check_answer(offer(lifetime=offered), offer(lifetime=answered))
+            check_answer([offer(lifetime=offered)], offer(lifetime=answered))
     else:
-        used = check_answer(offer(lifetime=offered), offer(lifetime=answered))
-        assert used.seconds == answered.seconds
+        position, used = check_answer([offer(lifetime=offered)], offer(lifetime=answered))
+        assert (position, used.lifetime.seconds) == (0, answered.seconds)
 
 
 @pytest.mark.rfc("4430-3.2-1")
@@ -107,12 +140,54 @@ def test_the_initiator_uses_the_shorter_and_refuses_the_longer(
         {"transform_id": 12},
         {"key_bits": 128},
         {"key_bits": None},
-        {"esn": True},
         {"authentication_id": 2},
-        {"mode": Mode.TUNNEL},
+        {"transform": 2},
+        {"protocol": IpsecProtocol.AH},
+        {"terms": Terms(Mode.TUNNEL, HOUR)},
+        {"terms": Terms(Mode.TRANSPORT, HOUR, udp=True)},
+        {"terms": Terms(Mode.TRANSPORT, HOUR, group=19)},
+        {"terms": Terms(Mode.TRANSPORT, HOUR, esn=True)},
         {"readable": False},
     ],
 )
-def test_anything_else_than_the_optimistic_transform_is_refused(change: dict[str, object]) -> None:
+@pytest.mark.parametrize(("suite", "index"), [(GCM, 0), (BUNDLE, 0), (BUNDLE, 1)])
+def test_anything_else_than_the_optimistic_transform_is_refused(
+    change: dict[str, object], suite: Suite, index: int
+) -> None:
+    if index and change.get("protocol") is IpsecProtocol.AH:
+        return  # it is AH already
     with pytest.raises(PeerError, match="other-proposal-chosen"):
-        check_answer(offer(), replace(offer(), **change))
+        check_answer([offer(suite)], changed(offer(suite), index, **change))
+
+
+def test_a_bundle_is_taken_whole_in_whatever_order_its_protocols_stand() -> None:
+    asked = offer(BUNDLE)
+    turned = Offer(1, asked.parts[::-1])
+    for each in (asked, turned):
+        choice = choose([each], [GCM, BUNDLE], PLAIN)
+        assert (choice.suite, choice.optimistic) == (BUNDLE, True)
+        assert check_answer([asked], each)[0] == 0
+    for half in asked.parts:
+        with pytest.raises(PeerError):
+            choose([Offer(1, (half,))], [BUNDLE], PLAIN)
+        with pytest.raises(PeerError):
+            check_answer([asked], Offer(1, (half,)))
+
+
+def test_the_shortest_lifetime_of_a_bundle_holds_for_all_of_it() -> None:
+    asked = changed(offer(BUNDLE), 1, terms=Terms(Mode.TRANSPORT, Lifetime(60)))
+    assert choose([asked], [BUNDLE], PLAIN).terms.lifetime == Lifetime(60)
+
+
+@given(st.permutations(list(SUITES.values())), st.integers(1, 5))
+def test_a_chosen_offer_is_always_one_that_both_have(suites: list[Suite], count: int) -> None:
+    offered, allowed = suites[: 3 * count], suites[2 * count :]
+    common = [suite for suite in offered if suite in allowed]
+    offers = [offer(suite, number) for number, suite in enumerate(offered, 1)]
+    if not common:
+        with pytest.raises(PeerError):
+            choose(offers, allowed, PLAIN)
+        return
+    choice = choose(offers, allowed, PLAIN)
+    assert choice.suite is common[0]
+    assert offers[choice.offer.proposal - 1] is choice.offer
