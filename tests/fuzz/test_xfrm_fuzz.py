@@ -18,16 +18,21 @@ from kinkd.keying.algorithms import SUITES
 from kinkd.model import Direction, IpsecProtocol, Mode, Secret, Selector, SpdEntry, Template
 
 A, B = IPv4Address("10.9.0.1"), IPv4Address("10.9.0.2")
-SUITE = SUITES["aes128-sha256"]
+ESP, _ = SUITES["ah-sha256+aes128-sha256"].transforms
 SA = Sa(
     SaId(A, B, 77),
     Mode.TRANSPORT,
     7,
     Selector.between(A, B),
-    SUITE,
-    Secret(bytes(SUITE.keymat_octets)),
+    ESP,
+    Secret(bytes(ESP.keymat_octets)),
+    udp=True,
 )
-ENTRY = SpdEntry(Direction.OUT, SA.selector, 5, Template(IpsecProtocol.ESP, Mode.TRANSPORT, 7))
+TEMPLATES = (
+    Template(IpsecProtocol.ESP, Mode.TUNNEL, 7, A, B),
+    Template(IpsecProtocol.AH, Mode.TRANSPORT, 7),
+)
+ENTRY = SpdEntry(Direction.OUT, SA.selector, 5, TEMPLATES)
 POLICY = bytes(xfrm.update_policy(ENTRY, 1)[16:])
 STATE = bytes(xfrm.install(SA, 1)[16:])
 ACQUIRE = STATE[56:80] + STATE[80:96] + STATE[:56] + POLICY[:168] + bytes(16) + POLICY[168:]

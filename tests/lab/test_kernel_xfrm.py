@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import errno
 import re
-import select
 import socket
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from kinkd.errors import KernelError
-from kinkd.kernel.port import Acquire, Expire, KernelEvent, Overrun, Sa, SaId, SaLimits
+from kinkd.kernel.port import Acquire, Expire, Overrun, Sa, SaLimits
 from kinkd.kernel.socket import XfrmSocket
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import (
@@ -24,90 +22,46 @@ from kinkd.model import (
     IpsecProtocol,
     Mode,
     PortMatch,
-    Secret,
     Selector,
     SpdEntry,
     Suite,
     Template,
+    Transform,
+)
+from tests.support.kernel_lab import (
+    GCM,
+    PORT,
+    REQID,
+    Side,
+    hosts,
+    nothing_arrives,
+    pair_of,
+    raw,
+    require,
+    rule,
+    sa,
+    sides_of,
+    templates,
+    udp,
+    wait_for,
 )
 from tests.support.topology import Node, Topology
-
-REQID = 0x4B01
-PORT = 7777
-GCM = SUITES["aes256gcm16"]
-
-
-@dataclass(frozen=True)
-class Side:
-    node: Node
-    kernel: XfrmSocket
 
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Topology]:
-    with Topology(("alice", "bob", "carol")) as topology:
-        for node in topology.nodes.values():
-            node.sysctl("net.core.xfrm_acq_expires", 5)
+    with hosts() as topology:
         yield topology
 
 
 @pytest.fixture
 def sides(network: Topology) -> Iterator[dict[str, Side]]:
-    made = {name: Side(node, node.python(XfrmSocket)) for name, node in network.nodes.items()}
-    yield made
-    for side in made.values():
-        side.node.ip("xfrm state flush", "xfrm policy flush")
-        side.kernel.close()
+    with sides_of(network) as made:
+        yield made
 
 
-def sa(source: Node, destination: Node, family: int, spi: int, suite: Suite = GCM) -> Sa:
-    ends = source.address(family), destination.address(family)
-    keymat = Secret(bytes((spi + number) % 256 for number in range(suite.keymat_octets)))
-    sa_id = SaId(*ends, spi)
-    return Sa(sa_id, Mode.TRANSPORT, REQID, Selector.between(*ends), suite, keymat)
-
-
-def rule(direction: Direction, source: Node, destination: Node, family: int) -> SpdEntry:
-    """UDP to the tests' port only, so that neighbour discovery stays out of it."""
-    selector = replace(
-        Selector.between(source.address(family), destination.address(family)),
-        protocol=socket.IPPROTO_UDP,
-        destination_port=PortMatch(PORT, 0xFFFF),
-    )
-    template = Template(IpsecProtocol.ESP, Mode.TRANSPORT, REQID)
-    return SpdEntry(direction, selector, 100, template)
-
-
-def udp(node: Node, family: int) -> socket.socket:
-    made = node.python(
-        lambda: socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
-    )
-    made.bind((str(node.address(family)), PORT))
-    made.settimeout(5)
-    return made
-
-
-def nothing_arrives(receiver: socket.socket) -> bool:
-    return not select.select([receiver], [], [], 0.3)[0]
-
-
-def wait_for(kernel: XfrmSocket, wanted: Callable[[KernelEvent], bool]) -> KernelEvent:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        select.select([kernel], [], [], 1)
-        for event in kernel.events():
-            if wanted(event):
-                return event
-    raise AssertionError("the event did not come")
-
-
-def require_both(alice: Side, bob: Side, family: int) -> SpdEntry:
-    out = rule(Direction.OUT, alice.node, bob.node, family)
-    alice.kernel.write_policy(out)
-    bob.kernel.write_policy(replace(out, direction=Direction.IN))
-    return out
-
-
+LONE = [name for name, suite in SUITES.items() if len(suite.transforms) == 1]
+AH = [name for name in LONE if SUITES[name].protocols == (IpsecProtocol.AH,)]
 ONE_OF_EACH_KIND = (
     "aes256gcm16",
     "chacha20poly1305",
@@ -116,9 +70,10 @@ ONE_OF_EACH_KIND = (
     "aes256ctr-sha256",
     "aes256gmac",
     "null-sha256",
+    *AH,
 )
 EVERY_SUITE = [
-    *((name, 4, False) for name in SUITES),
+    *((name, 4, False) for name in LONE),
     *((name, 6, False) for name in ONE_OF_EACH_KIND),
     *((name, 4, True) for name in ONE_OF_EACH_KIND),
 ]
@@ -133,12 +88,15 @@ VECTOR_OCTETS = {
 }
 
 
-def esp_packets(node: Node, family: int) -> socket.socket:
-    """What arrives of protocol 50, as it was on the wire."""
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    made = node.python(lambda: socket.socket(kind, socket.SOCK_RAW, IpsecProtocol.ESP))
-    made.settimeout(5)
-    return made
+def octets_on_the_wire(transform: Transform, family: int) -> int:
+    """Of 13 octets of UDP. A raw socket of IPv4 gives the IP header, too."""
+    ip, icv = 20 if family == 4 else 0, transform.icv_bits // 8
+    if transform.protocol is IpsecProtocol.AH:  # RFC 4302 §2.2, §2.6: 12 octets, ICV, padding
+        unit = 4 if family == 4 else 8
+        return ip + -(-(12 + icv) // unit) * unit + 13
+    # RFC 4303 §2: SPI and sequence number, vector, 13 octets padded to 16 with the trailer, ICV.
+    vector = VECTOR_OCTETS[transform.encryption or transform.aead or ""]
+    return ip + 8 + vector + 16 + icv
 
 
 @pytest.mark.parametrize(("name", "family", "esn"), EVERY_SUITE)
@@ -146,32 +104,32 @@ def test_a_pair_carries_traffic_and_ip_agrees_on_it(
     sides: dict[str, Side], name: str, family: int, esn: bool
 ) -> None:
     suite = SUITES[name]
+    (transform,) = suite.transforms
     alice, bob = sides["alice"], sides["bob"]
-    out = require_both(alice, bob, family)
-    spi = bob.kernel.allocate_spi(alice.node.address(family), bob.node.address(family), REQID)
+    out = require(alice, bob, family, suite)
+    ends = pair_of(alice.node, bob.node, family)
+    spi = bob.kernel.allocate_spi(*ends, REQID, transform.protocol)
     made = replace(sa(alice.node, bob.node, family, spi, suite), esn=esn)
-    bob.kernel.install_inbound(made)
-    alice.kernel.install_outbound(made, [out])
+    bob.kernel.install_inbound([made])
+    alice.kernel.install_outbound([made], [out])
     with (
         udp(alice.node, family) as sender,
         udp(bob.node, family) as receiver,
-        esp_packets(bob.node, family) as packets,
+        raw(bob.node, family, transform.protocol) as packets,
     ):
         sender.sendto(b"hello", (str(bob.node.address(family)), PORT))
         assert receiver.recv(64) == b"hello"
         packet = packets.recv(2048)
-    # RFC 4303 §2: SPI and sequence number, vector, 13 octets of UDP padded to 16 with the
-    # trailer, ICV. A raw socket of IPv4 gives the IP header, too.
-    ip, vector = 20 if family == 4 else 0, VECTOR_OCTETS[suite.encryption or suite.aead]
-    assert len(packet) == ip + 8 + vector + 16 + suite.icv_bits // 8
-    assert (b"hello" in packet) is (name in ("aes256gmac", "aes128gmac", "null-sha256"))
+    assert len(packet) == octets_on_the_wire(transform, family)
+    legible = transform.protocol is IpsecProtocol.AH or "gmac" in name or "null" in name
+    assert (b"hello" in packet) is legible
     for side in (alice, bob):
         state = side.kernel.state(made.id)
         assert state is not None
         assert state.packets == 1
         assert (state.id, state.reqid, state.selector) == (made.id, REQID, made.selector)
         assert state.esn is esn
-        names = (suite.aead, suite.encryption, suite.authentication)
+        names = (transform.aead, transform.encryption, transform.authentication)
         assert state.algorithms == tuple(name for name in names if name)
         assert not state.larval
         assert state in side.kernel.states()
@@ -180,23 +138,28 @@ def test_a_pair_carries_traffic_and_ip_agrees_on_it(
 
 def agrees_with_ip(node: Node, made: Sa) -> None:
     shown = node.run("ip", "-d", "-s", "xfrm", "state").stdout
-    suite = made.suite
+    transform = made.transform
     assert f"src {made.id.source} dst {made.id.destination}" in shown
-    assert f"spi 0x{made.id.spi:08x}" in shown
+    assert f"proto {made.id.protocol.name.lower()} spi 0x{made.id.spi:08x}" in shown
     assert f"reqid {REQID}(0x{REQID:08x}) mode transport" in shown
     assert f"sel src {made.selector.source} dst {made.selector.destination}" in shown
     assert "replay_window 128, bitmap-length 4" in shown
-    assert ("flag esn" in shown) is made.esn
-    key, split = made.keymat.value.hex(), 2 * suite.encryption_octets
-    if suite.aead:
-        assert f"aead {suite.aead} 0x{key}" in shown
-    else:
+    flags = re.search(r"flag (.*) \(0x", shown)
+    assert flags is not None
+    align4 = made.id.protocol is IpsecProtocol.AH and made.id.source.version == 4
+    wanted = {name for name, there in (("align4", align4), ("esn", made.esn)) if there}
+    assert set(flags[1].split()) == wanted
+    key, split = made.keymat.value.hex(), 2 * transform.encryption_octets
+    if transform.aead:
+        assert f"aead {transform.aead} 0x{key}" in shown
+    if transform.encryption:
         encryption = f"0x{key[:split]}" if split else "\n"  # with null there is no key to show
-        assert f"enc {suite.encryption} {encryption}" in shown
-        assert f"auth-trunc {suite.authentication} 0x{key[split:]}" in shown
+        assert f"enc {transform.encryption} {encryption}" in shown
+    if transform.authentication:
+        assert f"auth-trunc {transform.authentication} 0x{key[split:]}" in shown
     shown_icv = re.search(r"^\s+(?:aead|auth-trunc) .* (\d+)$", shown, flags=re.MULTILINE)
     assert shown_icv is not None
-    assert int(shown_icv[1]) == suite.icv_bits
+    assert int(shown_icv[1]) == transform.icv_bits
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -204,7 +167,7 @@ def test_an_acquire_holds_the_packet_and_the_outbound_sa_releases_it(
     sides: dict[str, Side], family: int
 ) -> None:
     alice, bob = sides["alice"], sides["bob"]
-    out = require_both(alice, bob, family)
+    out = require(alice, bob, family)
     with udp(alice.node, family) as sender, udp(bob.node, family) as receiver:
         for number in range(3):
             sender.sendto(bytes([number]), (str(bob.node.address(family)), PORT))
@@ -217,14 +180,14 @@ def test_an_acquire_holds_the_packet_and_the_outbound_sa_releases_it(
         assert acquire.flow.destination_port == PortMatch(PORT, 0xFFFF)
         assert nothing_arrives(receiver)
         made = sa(alice.node, bob.node, family, 0x1234)
-        bob.kernel.install_inbound(made)  # no reservation: UPDSA is refused, NEWSA follows
-        alice.kernel.install_outbound(made, [out])
+        bob.kernel.install_inbound([made])  # no reservation: UPDSA is refused, NEWSA follows
+        alice.kernel.install_outbound([made], [out])
         assert [receiver.recv(64) for _ in range(3)] == [b"\0", b"\1", b"\2"]
 
 
 def test_a_cleared_acquire_comes_again_with_the_next_packet(sides: dict[str, Side]) -> None:
     alice, bob = sides["alice"], sides["bob"]
-    require_both(alice, bob, 4)
+    require(alice, bob, 4)
     with udp(alice.node, 4) as sender:
         to = (str(bob.node.ipv4), PORT)
         sender.sendto(b"1", to)
@@ -240,7 +203,7 @@ def test_a_cleared_acquire_comes_again_with_the_next_packet(sides: dict[str, Sid
 
 def test_an_acquire_that_nobody_answers_expires_with_spi_0(sides: dict[str, Side]) -> None:
     alice, bob = sides["alice"], sides["bob"]
-    require_both(alice, bob, 4)
+    require(alice, bob, 4)
     with udp(alice.node, 4) as sender:
         sender.sendto(b"1", (str(bob.node.ipv4), PORT))
         wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
@@ -252,11 +215,11 @@ def test_an_acquire_that_nobody_answers_expires_with_spi_0(sides: dict[str, Side
 
 def test_soft_and_hard_limits_in_packets_are_told(sides: dict[str, Side]) -> None:
     alice, bob = sides["alice"], sides["bob"]
-    out = require_both(alice, bob, 4)
+    out = require(alice, bob, 4)
     made = replace(
         sa(alice.node, bob.node, 4, 0x777), limits=SaLimits(soft_packets=2, hard_packets=4)
     )
-    alice.kernel.install_outbound(made, [out])
+    alice.kernel.install_outbound([made], [out])
     state = alice.kernel.state(made.id)
     assert state is not None
     assert state.limits == made.limits
@@ -278,17 +241,18 @@ def test_soft_and_hard_limits_in_seconds_are_told(sides: dict[str, Side]) -> Non
     alice, bob = sides["alice"], sides["bob"]
     limits = SaLimits(soft_seconds=1, hard_seconds=2)
     made = replace(sa(alice.node, bob.node, 6, 0x778), limits=limits)
-    bob.kernel.install_inbound(made)
+    bob.kernel.install_inbound([made])
     seen = [wait_for(bob.kernel, lambda event: isinstance(event, Expire)) for _ in range(2)]
     assert seen == [Expire(made.id, REQID, hard=False), Expire(made.id, REQID, hard=True)]
 
 
 def test_esp_from_a_keyed_host_with_another_s_source_is_refused(sides: dict[str, Side]) -> None:
     alice, bob, carol = sides["alice"], sides["bob"], sides["carol"]
-    require_both(alice, bob, 4)
-    bob.kernel.write_policy(rule(Direction.IN, carol.node, bob.node, 4))
+    out = require(alice, bob, 4)
+    claimed = Selector.between(carol.node.ipv4, bob.node.ipv4)
+    bob.kernel.write_policy(rule(Direction.IN, claimed, templates(GCM)))
     keyed = sa(carol.node, bob.node, 4, 0x666)
-    bob.kernel.install_inbound(keyed)
+    bob.kernel.install_inbound([keyed])
     # Carol claims alice's address: the same SPI and key, sent from that address.
     forged = replace(
         keyed,
@@ -297,9 +261,8 @@ def test_esp_from_a_keyed_host_with_another_s_source_is_refused(sides: dict[str,
     )
     carol.node.ip(f"addr add {alice.node.ipv4}/32 dev lo")
     try:
-        out = rule(Direction.OUT, alice.node, bob.node, 4)
         carol.kernel.write_policy(out)
-        carol.kernel.install_outbound(forged, [out])
+        carol.kernel.install_outbound([forged], [out])
         with udp(bob.node, 4) as receiver:
             made = carol.node.python(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             with made as sender:
@@ -314,19 +277,20 @@ def test_esp_from_a_keyed_host_with_another_s_source_is_refused(sides: dict[str,
 
 def test_refusals_name_the_request_and_give_the_kernel_s_words(sides: dict[str, Side]) -> None:
     alice, bob = sides["alice"], sides["bob"]
-    odd = replace(GCM, encryption_octets=19)
+    (gcm,) = GCM.transforms
+    odd = sa(alice.node, bob.node, 4, 0x999, Suite("odd", (replace(gcm, encryption_octets=19),)))
     with pytest.raises(KernelError, match=r"NEWSA ESP SA 0x00000999") as caught:
-        alice.kernel.install_outbound(sa(alice.node, bob.node, 4, 0x999, odd), [])
+        alice.kernel.install_outbound([odd], [])
     assert caught.value.errno == errno.EINVAL
     assert caught.value.explanation
-    missing = replace(GCM, aead="rfc4106(gcm(none))")
+    missing = replace(gcm, aead="rfc4106(gcm(none))")
     with pytest.raises(KernelError, match="AEAD algorithm not found") as caught:
         alice.kernel.probe(missing, 4)
     assert caught.value.errno == errno.ENOSYS
     made = sa(alice.node, bob.node, 4, 0x999)
-    alice.kernel.install_outbound(made, [])
+    alice.kernel.install_outbound([made], [])
     with pytest.raises(KernelError) as caught:
-        alice.kernel.install_outbound(made, [])
+        alice.kernel.install_outbound([made], [])
     assert caught.value.errno == errno.EEXIST
 
 
@@ -335,17 +299,17 @@ def test_an_outbound_sa_whose_policy_is_refused_does_not_stay(sides: dict[str, S
     made = sa(alice.node, bob.node, 4, 0x998)
     ends = alice.node.ipv4, bob.node.ipv4
     template = Template(IpsecProtocol.ESP, Mode.TUNNEL, REQID, *ends, optional=True)
-    refused = SpdEntry(Direction.OUT, Selector.between(*ends), 5, template)
+    refused = SpdEntry(Direction.OUT, Selector.between(*ends), 5, (template,))
     with pytest.raises(KernelError, match=r"UPDPOLICY out policy.*optional template not allowed"):
-        alice.kernel.install_outbound(made, [refused])
+        alice.kernel.install_outbound([made], [refused])
     assert alice.kernel.states() == []
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_probe_leaves_nothing_behind(sides: dict[str, Side], family: int) -> None:
-    for suite in SUITES.values():
+    for transform in {transform for suite in SUITES.values() for transform in suite.transforms}:
         for esn in (False, True):
-            sides["alice"].kernel.probe(suite, family, esn=esn)
+            sides["alice"].kernel.probe(transform, family, esn=esn)
     assert sides["alice"].kernel.states() == []
 
 
@@ -353,20 +317,24 @@ def test_policies_come_back_as_written_and_a_second_write_replaces(
     sides: dict[str, Side],
 ) -> None:
     alice, bob = sides["alice"], sides["bob"]
-    wide = Selector.between(alice.node.ipv6, bob.node.ipv6)
-    ends = alice.node.ipv6, bob.node.ipv6
-    tunnel = Template(IpsecProtocol.ESP, Mode.TUNNEL, REQID, *ends)
+    ends4, ends6 = (pair_of(alice.node, bob.node, family) for family in (4, 6))
+    wide = Selector.between(*ends6)
+    both = SUITES["ah-sha256+aes256gcm16"]
     written = [
-        rule(Direction.OUT, alice.node, bob.node, 4),
+        rule(Direction.OUT, Selector.between(*ends4), templates(GCM)),
         SpdEntry(Direction.IN, wide.reversed(), 7, block=True),
         SpdEntry(Direction.OUT, replace(wide, protocol=58, source_port=PortMatch(136, 0xFFFF)), 3),
-        SpdEntry(Direction.FWD, wide, 9, tunnel),
+        SpdEntry(Direction.FWD, wide, 9, templates(GCM, ends6)),
+        SpdEntry(Direction.OUT, replace(wide, protocol=6), 10, templates(both)),
+        SpdEntry(Direction.IN, wide, 11, templates(both, ends4)),
     ]
     for entry in written:
         alice.kernel.write_policy(entry)
     assert sorted(alice.kernel.policies(), key=str) == sorted(written, key=str)
     shown = alice.node.run("ip", "-d", "xfrm", "policy").stdout
     assert f"reqid {REQID} mode transport" in shown
+    assert re.search(rf"tmpl src {ends4[0]} dst {ends4[1]}\s+proto esp .* mode tunnel", shown)
+    assert re.search(r"tmpl src 0\.0\.0\.0 dst 0\.0\.0\.0\s+proto ah .* mode transport", shown)
     assert re.search(r"proto (ipv6-icmp|58) type 136", shown)  # a name where /etc/protocols is
     again = replace(written[0], priority=50)
     alice.kernel.write_policy(again)
@@ -386,9 +354,9 @@ def test_what_others_put_into_the_kernel_is_read_and_left_alone(sides: dict[str,
         "xfrm policy add src 10.9.9.0/24 dst 10.9.8.0/24 dir out priority 4 action block",
     )
     before = alice.node.run("ip", "xfrm", "state").stdout
-    out = require_both(alice, bob, 4)
+    out = require(alice, bob, 4)
     made = sa(alice.node, bob.node, 4, 0x502)
-    alice.kernel.install_outbound(made, [out])
+    alice.kernel.install_outbound([made], [out])
     assert {state.id.spi for state in alice.kernel.states()} == {0x500, 0x501, 0x502}
     assert alice.kernel.remove(made.id)
     assert not alice.kernel.remove(made.id)
@@ -405,7 +373,7 @@ def test_events_that_did_not_fit_show_as_an_overrun(
     with alice.node.python(lambda: XfrmSocket(event_buffer=8192)) as deaf:
         for spi in range(0x1000, 0x1000 + 60):
             made = replace(sa(alice.node, bob.node, 4, spi), limits=SaLimits(hard_seconds=1))
-            deaf.install_inbound(made)
+            deaf.install_inbound([made])
         while alice.kernel.states():
             wait_for(alice.kernel, lambda event: isinstance(event, Expire))
         events = deaf.events()

@@ -31,6 +31,8 @@ class KernelSa:
     keys: dict[str, bytes] = field(repr=False)
     octets: int = 0
     packets: int = 0
+    protocol: str = "esp"
+    encapsulation: str = ""  # "espinudp sport PORT dport PORT", empty: none
 
     @property
     def keymat(self) -> bytes:
@@ -47,7 +49,9 @@ def read_states(node: Node) -> list[KernelSa]:
 
 def _state(block: str) -> KernelSa | None:
     head = re.match(
-        r"src (\S+) dst (\S+)\n\s+proto esp spi (0x[0-9a-f]+)\S* reqid (\d+)\S* mode (\S+)", block
+        r"src (\S+) dst (\S+)\n"
+        r"\s+proto (esp|ah) spi (0x[0-9a-f]+)\S* reqid (\d+)\S* mode (\S+)",
+        block,
     )
     algorithms = {
         kind: (name, bytes.fromhex(key))
@@ -57,19 +61,22 @@ def _state(block: str) -> KernelSa | None:
     }
     if head is None or not algorithms:
         return None
+    encapsulation = re.search(r"^\s+encap type (\S+ sport \d+ dport \d+)", block, re.MULTILINE)
     selector = re.search(r"^\s+sel (src \S+ dst \S+)", block, flags=re.MULTILINE)
     current = re.search(r"lifetime current:\s+(\d+)\(bytes\), (\d+)\(packets\)", block)
     return KernelSa(
         ip_address(head[1]),
         ip_address(head[2]),
-        int(head[3], 16),
-        int(head[4]),
-        head[5],
+        int(head[4], 16),
+        int(head[5]),
+        head[6],
         selector[1] if selector else "",
         {kind: name for kind, (name, _) in algorithms.items()},
         {kind: key for kind, (_, key) in algorithms.items()},
         int(current[1]) if current else 0,
         int(current[2]) if current else 0,
+        head[3],
+        encapsulation[1] if encapsulation else "",
     )
 
 
