@@ -13,12 +13,10 @@ from kinkd.document import Document
 from kinkd.errors import LocalError
 from kinkd.model import (
     Direction,
-    IPAddress,
     IpsecProtocol,
     Mode,
     PortMatch,
     Selector,
-    SpdEntry,
     Template,
 )
 from kinkd.policy.match import HostPolicy
