@@ -11,14 +11,28 @@ from kinkd.app.config import Config
 from kinkd.errors import KinkdError, LocalError
 from kinkd.kerberos import keytab
 from kinkd.keying import dh
-from kinkd.model import Action, Direction, Host, Lifetime, PortMatch, Protection, SpdEntry
+from kinkd.model import (
+    Action,
+    Direction,
+    Host,
+    IPNetwork,
+    Lifetime,
+    Mode,
+    PortMatch,
+    Profile,
+    Protection,
+    SpdEntry,
+)
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy
+from kinkd.policy.model import RealmPolicy, protocol_words
+from kinkd.policy.resolve import NAT_TRAVERSAL_PORT
 
+SYSCTLS = Path("/proc/sys")
 GOOD = 0
 BAD = 2
 
+_FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _PROTOCOLS = {0: "any", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
@@ -43,7 +57,11 @@ def check(path: Path | str) -> tuple[int, str]:
         "",
         *_entries(host),
     ]
-    warnings = [*policy.warnings, *addresses.missing(host.me.addresses)]
+    warnings = [
+        *policy.warnings,
+        *addresses.missing(host.me.addresses),
+        *not_forwarded(host.me.networks),
+    ]
     lines += [f"warning: {warning}" for warning in warnings]
     return GOOD, "\n".join(lines)
 
@@ -56,6 +74,8 @@ def _identity(config: Config, policy: RealmPolicy, host: HostPolicy) -> Iterator
     if host.me.client != host.me.service:
         yield f"  speaks as    {host.me.client}"
     yield f"  addresses    {', '.join(map(str, host.me.addresses))}"
+    if host.me.networks:
+        yield f"  networks     {', '.join(map(str, host.me.networks))}"
 
 
 def _keys(path: Path, me: Host) -> list[str]:
@@ -90,32 +110,64 @@ def _keys(path: Path, me: Host) -> list[str]:
     ]
 
 
+def not_forwarded(networks: tuple[IPNetwork, ...], sysctls: Path = SYSCTLS) -> Iterator[str]:
+    """A warning in words for each family of ``networks`` that this machine does not forward."""
+    for version, name in _FORWARDING.items():
+        covered = ", ".join(str(each) for each in networks if each.version == version)
+        try:
+            forwards = int((sysctls / name.replace(".", "/")).read_text()) > 0
+        except OSError:  # no IPv6 at all
+            forwards = False
+        if covered and not forwards:
+            yield f"{covered} behind this host is not reached, it does not forward; {name} = 1"
+
+
 def _peers(policy: RealmPolicy, host: HostPolicy) -> Iterator[str]:
-    first: dict[str, Protection] = {}
-    for _, _, protection in host.protections:
-        first.setdefault(protection.peer.name, protection)
-    if not first:
+    if not host.peers:
         yield "no rule protects traffic of this host: all of it is clear"
-    for protection in first.values():
-        profile = protection.profile
-        yield f"{protection.peer.name}: ESP required, by rule {protection.rule!r}"
-        yield f"  principal    {protection.peer.client}"
-        yield (
-            f"  profile      {profile.name}: {', '.join(suite.name for suite in profile.suites)};"
-            f" {'ESN; ' if profile.esn else ''}{_lifetime(profile.lifetime)}"
-        )
-        yield f"  secrecy      {_secrecy(profile.group)}"
-        for local, remote, each in host.protections:
-            if each.peer.name == protection.peer.name:
-                yield f"  between      {local} and {remote}, reqid {each.reqid:#x}"
+    for peer in host.peers:
+        yield from _peer(peer, host.with_host(peer.name))
     for other in host.others:
         yield f"{other.name}: clear, {_why_clear(policy, host.me, other)}"
 
 
-def _secrecy(group: int | None) -> str:
-    if group is None:
+def _peer(peer: Host, protections: tuple[Protection, ...]) -> Iterator[str]:
+    """One rule decides for all traffic with one host: the first protection tells of the others."""
+    first = protections[0]
+    profile = first.profile
+    yield f"{peer.name}: {protocol_words(profile.protocols)} required, by rule {first.rule!r}"
+    yield f"  principal    {peer.client}"
+    yield (
+        f"  profile      {profile.name}: {', '.join(suite.name for suite in profile.suites)};"
+        f" {_sequence_numbers(profile)}{_lifetime(profile.lifetime)}"
+    )
+    yield f"  secrecy      {_secrecy(profile.groups)}"
+    encapsulation = f", in UDP of port {NAT_TRAVERSAL_PORT} at both ends" if first.udp else ""
+    if first.mode is Mode.TUNNEL:
+        yield f"  mode         tunnel from {first.local} to {first.remote}{encapsulation}"
+    else:
+        yield f"  mode         transport{encapsulation}"
+    for each in protections:
+        if each.mode is Mode.TUNNEL:
+            ends = f"{each.selector.source} and {each.selector.destination}"
+        else:
+            ends = f"{each.local} and {each.remote}"
+        yield f"  between      {ends}, reqid {each.reqid:#x}"
+
+
+def _sequence_numbers(profile: Profile) -> str:
+    if profile.esn == (False,):
+        return ""
+    return "ESN where the peer has it; " if False in profile.esn else "ESN; "
+
+
+def _secrecy(groups: tuple[int | None, ...]) -> str:
+    by = "by " + " or ".join(dh.GROUPS[group].name for group in groups if group is not None)
+    if groups == (None,):
         return "NOT forward: a stolen Kerberos key opens recorded traffic (group = none)"
-    return f"forward, by {dh.GROUPS[group].name}"
+    if groups[0] is None:
+        return f"NOT forward, but {by} where a peer insists"
+    return f"forward, {by}{', without where a peer cannot' if None in groups else ''}"
 
 
 def _lifetime(lifetime: Lifetime) -> str:
@@ -141,14 +193,21 @@ def _entries(host: HostPolicy) -> Iterator[str]:
 def _entry(entry: SpdEntry) -> str:
     selector = entry.selector
     protocol = _PROTOCOLS.get(selector.protocol, str(selector.protocol))
-    action = "clear" if entry.template is None else f"require reqid {entry.template.reqid:#x}"
     icmp = protocol == "icmpv6"
     source = f"{selector.source}{'' if icmp else _port(selector.source_port)}"
     kind = f" type {selector.source_port.port}" if icmp else ""
     return (
         f"{Direction(entry.direction).name.lower():3} {source} -> {selector.destination}"
-        f"{_port(selector.destination_port)} {protocol}{kind}: {action}"
+        f"{_port(selector.destination_port)} {protocol}{kind}: {_action(entry)}"
     )
+
+
+def _action(entry: SpdEntry) -> str:
+    if not entry.templates:
+        return "clear"
+    first = entry.templates[0]  # they share one reqid
+    ends = f", tunnel from {first.source} to {first.destination}" if first.source else ""
+    return f"require reqid {first.reqid:#x}{ends}"
 
 
 def _port(match: PortMatch) -> str:

@@ -387,13 +387,14 @@ def _suites(item: Item) -> tuple[Suite, ...]:
         # One SPD entry stands for them all, and it names the protocols.
         if suite.protocols != first.protocols:
             raise place.error(
-                f"{show(suite.name)} is {_words(suite.protocols)}, but {show(first.name)}"
-                f" {_words(first.protocols)}; a profile's suites have the same protocols"
+                f"{show(suite.name)} is {protocol_words(suite.protocols)}, but {show(first.name)}"
+                f" {protocol_words(first.protocols)}; a profile's suites have the same protocols"
             )
     return suites
 
 
-def _words(protocols: Iterable[IpsecProtocol]) -> str:
+def protocol_words(protocols: Iterable[IpsecProtocol]) -> str:
+    """What a packet looks like on its way, from the inside out: "ESP", "ESP in AH"."""
     return " in ".join(protocol.name for protocol in protocols)
 
 
@@ -459,7 +460,7 @@ def _protection(
     if encapsulation.boolean() and IpsecProtocol.AH in profile.protocols:
         raise encapsulation.error(
             f"UDP carries ESP alone (RFC 3948), and profile {show(profile.name)} is"
-            f" {_words(profile.protocols)}; leave it out, or take a profile of ESP"
+            f" {protocol_words(profile.protocols)}; leave it out, or take a profile of ESP"
         )
     return action, profile, mode, encapsulation.boolean()
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from kinkd.app import config
-from kinkd.app.check import check
+from kinkd.app.check import check, not_forwarded
 from kinkd.errors import DocumentError
 from kinkd.policy import resolve, sources
 
@@ -71,7 +73,7 @@ def test_the_configuration_we_ship_says_what_the_defaults_are(tmp_path: Path) ->
         ("[kernel]\nreqid_base = 0\n", "kinkd.toml:2: kernel.reqid_base: 0 is out of range"),
         ("[kernel]\nreqid_base = 0xFFFFFFFF\n", "out of range"),
         ("[exempt]\nkdc = ['kdc.test']\n", "is not an IP address"),
-        ("[exempt]\ndns = ['127.0.0.53']\n", "a loopback address"),
+        ("[exempt]\ndns = ['127.0.0.53']\n", "127.0.0.53 is loopback"),
         ("[kerberos]\nkeytab = 'FILE:/k'\n", "without a type"),
         (f"[control]\nsocket = '/{'x' * 107}'\n", "107 octets at most"),
         ("[host]\nname = 'alcie'\n", 'kinkd.toml:2: host.name: "alcie" is no host of'),
@@ -154,6 +156,67 @@ def test_check_says_what_would_apply(tmp_path: Path) -> None:
         "out 192.0.2.10/32 -> 192.0.2.11/32 any: require reqid 0x4b00",
     ):
         assert words in text
+
+
+def test_check_says_what_goes_through_a_tunnel(tmp_path: Path) -> None:
+    path = write(tmp_path, "[host]\nname = 'branch'\n[kerberos]\nkeytab = 'k'\n")
+    keytab(tmp_path / "k", b"kink", b"gw.branch.example.test")
+    status, text = check(path)
+    assert status == 0
+    for words in (
+        "networks     10.20.0.0/16, 2001:db8:20::/48",
+        "cloud: ESP required, by rule 'site to site'",
+        "tunnels: aes256gcm16, chacha20poly1305; ESN where the peer has it; a new SA after 3600 s",
+        "secrecy      forward, by ecp384 or ecp256",
+        "tunnel from 198.51.100.1 to 203.0.113.1, in UDP of port 4500 at both ends",
+        "between      10.20.0.0/16 and 10.30.0.0/16, reqid 0x4b00",
+        "between      2001:db8:20::/48 and 2001:db8:30::/48, reqid 0x4b00",
+        "in  0.0.0.0/0 port 4500 -> 0.0.0.0/0 port 4500 udp: clear",
+    ):
+        assert words in text
+    require = re.compile(
+        r"fwd 10\.30\.0\.0/16 -> 10\.20\.0\.0/16 any: require reqid 0x4b00[0-9a-f]{4},"
+        r" tunnel from 203\.0\.113\.1 to 198\.51\.100\.1$",
+        re.M,
+    )
+    assert require.search(text)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ('"none"', "NOT forward: a stolen Kerberos key opens recorded traffic"),
+        ('["ecp256", "none"]', "forward, by ecp256, without where a peer cannot"),
+        ('["none", "ecp256"]', "NOT forward, but by ecp256 where a peer insists"),
+    ],
+)
+def test_check_puts_forward_secrecy_into_words(tmp_path: Path, group: str, words: str) -> None:
+    policy = POLICY.read_text().replace('group = "ecp384"', f"group = {group}")
+    path = write(tmp_path, "[host]\nname = 'alice'\n[kerberos]\nkeytab = 'k'\n", policy)
+    keytab(tmp_path / "k", b"kink", b"alice.example.test")
+    assert f"secrecy      {words}" in check(path)[1]
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "warned"),
+    [
+        ("1", "1", []),
+        ("0", "1", ["net.ipv4.ip_forward = 1"]),
+        ("1", None, ["net.ipv6.conf.all.forwarding = 1"]),
+    ],
+)
+def test_a_gateway_that_does_not_forward_is_warned_of(
+    tmp_path: Path, ipv4: str, ipv6: str | None, warned: list[str]
+) -> None:
+    (tmp_path / "net" / "ipv4").mkdir(parents=True)
+    (tmp_path / "net" / "ipv4" / "ip_forward").write_text(f"{ipv4}\n")
+    if ipv6 is not None:
+        (tmp_path / "net" / "ipv6" / "conf" / "all").mkdir(parents=True)
+        (tmp_path / "net" / "ipv6" / "conf" / "all" / "forwarding").write_text(f"{ipv6}\n")
+    networks = (ip_network("10.1.0.0/16"), ip_network("2001:db8:1::/48"))
+    warnings = list(not_forwarded(networks, tmp_path))
+    assert [warning.partition("; ")[2] for warning in warnings] == warned
+    assert list(not_forwarded((), tmp_path)) == []
 
 
 def test_check_refuses_a_keytab_without_a_key_of_this_host(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,31 @@ def test_what_is_no_integer_in_range_is_refused(text: str) -> None:
 def test_what_is_no_plain_address_is_refused(text: str) -> None:
     with pytest.raises(DocumentError):
         item(text).address()
+
+
+@pytest.mark.parametrize("text", ["10.1.0.0/16", "0.0.0.0/0", "192.0.2.1/32", "2001:db8::/33"])
+def test_networks_are_read(text: str) -> None:
+    assert item(f'"{text}"').network() == ip_network(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"10.1.0.0"', '"10.1.0.0" is not an IP network; write "10.1.0.0/16"'),
+        ('"10.1.0.0/255.255.0.0"', "is not an IP network"),
+        ('"10.1.0.0/33"', "is not an IP network"),
+        ('"fe80::%1/64"', "is not an IP network"),
+        ('"net"', "is not an IP network"),
+        ("1", "is not a string"),
+        ('"10.1.2.3/16"', '"10.1.2.3/16" has bits beyond its prefix; write "10.1.0.0/16"'),
+        ('"2001:db8::1/64"', 'write "2001:db8::/64"'),
+        ('"::ffff:10.1.0.0/112"', '"::ffff:10.1.0.0/112" is IPv4; write "10.1.0.0/16"'),
+    ],
+)
+def test_what_is_no_network_is_refused_with_what_would_be_right(text: str, message: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        item(text).network()
+    assert message in str(caught.value)
 
 
 def test_a_relative_path_starts_at_the_document() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 
 from kinkd.document import Document
 from kinkd.errors import DocumentError
-from kinkd.model import Action, Principal
-from kinkd.policy.model import RealmPolicy, read
+from kinkd.keying.algorithms import GROUP_NUMBERS
+from kinkd.model import Action, Mode, Principal
+from kinkd.policy.model import RealmPolicy, protocol_words, read
 
 HEAD = 'schema = 1\nversion = 7\nrealm = "EXAMPLE.TEST"\n'
 HOSTS = """
@@ -47,16 +50,96 @@ def test_the_default_profile_is_there_without_being_written() -> None:
     assert fast.lifetime.seconds == 3600
 
 
-@pytest.mark.parametrize(("more", "esn"), [("", False), ("esn = true\n", True)])
+@pytest.mark.parametrize(
+    ("more", "esn"),
+    [
+        ("", (False,)),
+        ("esn = false\n", (False,)),
+        ("esn = true\n", (True,)),
+        ('esn = "try"\n', (True, False)),
+    ],
+)
 def test_a_profile_names_its_suites_and_wants_esn_only_where_it_says_so(
-    more: str, esn: bool
+    more: str, esn: tuple[bool, ...]
 ) -> None:
     profile = f'[profiles.x]\nsuites = ["null-sha256", "aes128gmac"]\n{more}'
     found = policy(HOSTS + profile + rule("r", '"all"', '"all"', more='profile = "x"'))
     made = found.rules[0].profile
     assert made is not None
     assert [suite.name for suite in made.suites] == ["null-sha256", "aes128gmac"]
-    assert made.esn is esn
+    assert made.esn == esn
+
+
+@pytest.mark.parametrize(
+    ("more", "groups"),
+    [
+        ("", ["ecp256"]),
+        ('group = "none"\n', [None]),
+        ('group = "ecp384"\n', ["ecp384"]),
+        ('group = ["ecp521", "none"]\n', ["ecp521", None]),
+        ('group = ["none", "ecp256", "curve25519"]\n', [None, "ecp256", "curve25519"]),
+    ],
+)
+def test_a_profile_has_its_groups_in_the_order_in_which_they_are_tried(
+    more: str, groups: list[str | None]
+) -> None:
+    found = policy(f'{HOSTS}[profiles.x]\nsuites = "aes256gcm16"\n{more}').profiles["x"]
+    assert found.groups == tuple(name and GROUP_NUMBERS[name] for name in groups)
+
+
+@pytest.mark.parametrize(
+    ("suites", "words"),
+    [
+        ('["aes256gcm16", "null-sha256"]', "ESP"),
+        ('["ah-sha512", "ah-sha1"]', "AH"),
+        ('["ah-sha256+aes256gcm16", "ah-sha1+aes128-sha1"]', "ESP in AH"),
+    ],
+)
+def test_a_profile_is_of_esp_of_ah_or_of_both(suites: str, words: str) -> None:
+    found = policy(f"{HOSTS}[profiles.x]\nsuites = {suites}\n").profiles["x"]
+    assert protocol_words(found.protocols) == words
+
+
+def test_a_rule_is_of_transport_mode_without_udp_unless_it_says_otherwise() -> None:
+    plain = rule("plain", '"bob"', '"carol"')
+    tunnel = rule("t", '"all"', '"all"', more='mode = "tunnel"\nudp_encapsulation = true')
+    rules = policy(HOSTS + plain + tunnel).rules
+    assert [(each.mode, each.udp) for each in rules] == [
+        (Mode.TRANSPORT, False),
+        (Mode.TUNNEL, True),
+    ]
+
+
+GATEWAY = '[hosts.gw]\nfqdn = "gw.test"\naddresses = "192.0.2.9"\nnetworks = {}\n'
+
+
+def test_networks_lie_behind_their_host_and_may_overlap_those_of_another() -> None:
+    text = GATEWAY.format('["10.0.0.0/8", "0.0.0.0/0", "192.0.2.0/24"]')
+    text += GATEWAY.replace("gw", "in").replace(".9", ".8").format('"10.1.0.0/16"')
+    hosts = policy(HOSTS + text).hosts
+    assert [str(network) for network in hosts["gw"].networks] == [
+        "10.0.0.0/8",
+        "0.0.0.0/0",
+        "192.0.2.0/24",
+    ]
+    assert hosts["in"].networks == (ip_network("10.1.0.0/16"),)
+    assert hosts["alice"].networks == ()
+
+
+def test_a_transport_rule_that_leaves_networks_clear_is_warned_of() -> None:
+    gateway = GATEWAY.format('["10.0.0.0/8"]')
+    rules = rule("t", '"bob"', '"gw"', more='mode = "tunnel"') + rule("r", '"all"', '"all"')
+    (warning,) = policy(HOSTS + gateway + rules).warnings
+    assert warning == (
+        'p.toml:25: rules[1]: rule "r" leaves the networks behind "gw" clear: transport mode'
+        ' protects addresses of hosts alone; write mode = "tunnel"'
+    )
+    for quiet in (
+        rule("t", '"all"', '"all"', more='mode = "tunnel"'),
+        rule("c", '"gw"', '"all"', "clear") + rule("r", '"all"', '"all"'),
+        rule("r", '"bob"', '"carol"'),
+    ):
+        assert policy(HOSTS + gateway + quiet).warnings == ()
 
 
 def test_groups_contain_groups() -> None:
@@ -95,10 +178,10 @@ CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
         (CARDINAL.format("d.test", "192.0.2.9", 'client = "BOB$@AD.TEST"'), "p.toml:18:"),
         (CARDINAL.format("d.test", "192.0.2.9", 'service = "host/d"'), "is no KINK service"),
         (CARDINAL.format("D.test", "192.0.2.9", ""), "not a domain name in lower case"),
-        (CARDINAL.format("d.test", "224.0.0.1", ""), "a multicast address"),
+        (CARDINAL.format("d.test", "224.0.0.1", ""), "224.0.0.1 is multicast"),
         (CARDINAL.format("d.test", "::", ""), "the unspecified address"),
-        (CARDINAL.format("d.test", "127.0.0.2", ""), "a loopback address"),
-        (CARDINAL.format("d.test", "fe80::1", ""), "an address of one link"),
+        (CARDINAL.format("d.test", "127.0.0.2", ""), "127.0.0.2 is loopback"),
+        (CARDINAL.format("d.test", "fe80::1", ""), "fe80::1 is of one link"),
         (CARDINAL.format("d.test", "255.255.255.255", ""), "the broadcast address"),
         ("[hosts.all]\n", "is the group of every host"),
         ("[hosts.dave]\naddresses = []\n", "neither service nor fqdn"),
@@ -113,7 +196,58 @@ CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
         ('[profiles.x]\nsuites = ["3des"]\n', 'it can be "aes256gcm16", "aes128gcm16", "chacha20'),
         ('[profiles.x]\nsuites = ["chacha20"]\n', 'did you mean "chacha20poly1305"?'),
         ("[profiles.x]\nsuites = []\n", "an empty list"),
-        ('[profiles.x]\nsuites = "null-sha256"\nesn = 1\n', "1 is neither true nor false"),
+        (
+            '[profiles.x]\nsuites = "null-sha256"\nesn = 1\n',
+            '1 is neither true, nor false, nor "try"',
+        ),
+        ('[profiles.x]\nsuites = "aes256gcm16"\nesn = "tyr"\n', 'nor "try"'),
+        ('[profiles.x]\nsuites = ["ah-sha256+aes256gcm61"]\n', '"ah-sha256+aes256gcm16"?'),
+        (
+            '[profiles.x]\nsuites = ["aes256gcm16",\n"ah-sha256"]\n',
+            'p.toml:17: profiles.x.suites[1]: "ah-sha256" is AH, but "aes256gcm16" ESP; a profile',
+        ),
+        (
+            '[profiles.x]\nsuites = ["ah-sha1+null-sha256", "aes128gcm16"]\n',
+            '"aes128gcm16" is ESP, but "ah-sha1+null-sha256" ESP in AH',
+        ),
+        ('[profiles.x]\nsuites = ["aes256gcm16", "aes256gcm16"]\n', "stands here twice"),
+        ('[profiles.x]\nsuites = "aes256gcm16"\ngroup = []\n', "an empty list"),
+        (
+            '[profiles.x]\nsuites = "aes256gcm16"\ngroup = ["none", "ecp255"]\n',
+            'p.toml:17: profiles.x.group[1]: "ecp255" is unknown; did you mean "ecp256"?',
+        ),
+        (
+            '[profiles.x]\nsuites = "aes256gcm16"\ngroup = ["none", "none"]\n',
+            '"none" stands here twice',
+        ),
+        (GATEWAY.format('["10.1.0.0/16", "10.1.2.0/16"]'), 'write "10.1.0.0/16"'),
+        (GATEWAY.format('["10.1.0.0/16", "10.1.0.0/16"]'), '"10.1.0.0/16" stands here twice'),
+        (GATEWAY.format('"127.0.0.0/8"'), "127.0.0.0/8 is loopback; write a network that"),
+        (GATEWAY.format('"233.0.0.0/8"'), "233.0.0.0/8 is multicast"),
+        (GATEWAY.format('"fe80::/64"'), "fe80::/64 is of one link"),
+        (GATEWAY.format('"255.255.255.255/32"'), "is the broadcast address"),
+        (GATEWAY.format("[]"), "an empty list"),
+        (GATEWAY.format('"192.0.2.2/32"'), '192.0.2.2 is an address of host "bob" itself'),
+        (
+            GATEWAY.format('"10.1.0.0/16"')
+            + GATEWAY.replace("gw", "in").replace(".9", ".8").format('["10.1.0.0/16"]'),
+            'p.toml:22: hosts.in.networks[0]: 10.1.0.0/16 is host "gw"\'s already; a network',
+        ),
+        (
+            '[hosts.six]\nfqdn = "6.test"\naddresses = "2001:db8::6"\nnetworks = "10.1.0.0/16"\n'
+            + rule("r", '"all"', '"all"', more='mode = "tunnel"'),
+            'p.toml:19: rules[0]: no tunnel between hosts "six" and "bob": they have no addresses',
+        ),
+        (rule("r", '"all"', '"all"', more='mode = "tunel"'), 'did you mean "tunnel"?'),
+        (rule("r", '"all"', '"all"', "clear", 'mode = "tunnel"'), "clear traffic has no mode"),
+        (rule("r", '"all"', '"all"', "clear", "udp_encapsulation = false"), "has no udp_encaps"),
+        (rule("r", '"all"', '"all"', more="udp_encapsulation = 1"), "1 is neither true nor"),
+        (
+            '[profiles.x]\nsuites = "ah-sha1+aes128-sha1"\n'
+            + rule("r", '"all"', '"all"', more='profile = "x"\nudp_encapsulation = true'),
+            "p.toml:23: rules[0].udp_encapsulation: UDP carries ESP alone (RFC 3948), and profile"
+            ' "x" is ESP in AH',
+        ),
         ('[profiles.x]\nsuites = "aes256gcm16"\nlifetime = "29s"\n', "out of range; 30s"),
         (rule("r", '"bbo"', '"all"'), 'did you mean "bob"?'),
         (rule("r", "[]", '"all"'), "an empty list"),

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from kinkd.document import Document
 from kinkd.errors import LocalError
-from kinkd.keying.algorithms import SUITES
-from kinkd.model import Direction, Lifetime, Mode, PortMatch, Profile
+from kinkd.model import (
+    Direction,
+    IpsecProtocol,
+    Mode,
+    PortMatch,
+    Selector,
+    Template,
+)
 from kinkd.policy.match import HostPolicy
 from kinkd.policy.model import RealmPolicy, read
 from kinkd.policy.resolve import Options, identify, reqids_of, resolve
@@ -31,16 +37,30 @@ suites = "aes256-sha256"
 )
 
 SIDES = st.lists(st.sampled_from([*NAMES, "all"]), min_size=1, max_size=3)
-RULES = st.lists(st.tuples(SIDES, SIDES, st.sampled_from(["clear", "fast", "cbc"])), max_size=5)
+ACTIONS = st.sampled_from(["clear", "fast", "cbc"])
+RULES = st.lists(st.tuples(SIDES, SIDES, ACTIONS), max_size=5)
 Rules = list[tuple[list[str], list[str], str]]
 
 
-def realm(rules: Rules) -> RealmPolicy:
-    text = DOCUMENT
+def rules_text(rules: Rules) -> str:
+    """A rule's last word is "clear", or a profile and what else there is: "cbc tunnel udp"."""
+    text = ""
     for number, (one, other, what) in enumerate(rules):
-        action = 'action = "clear"' if what == "clear" else f'action="require"\nprofile="{what}"'
-        text += f'[[rules]]\nname = "{number}"\nfrom = {one}\nto = {other}\n{action}\n'
+        profile, *more = what.split()
+        text += f'[[rules]]\nname = "{number}"\nfrom = {one}\nto = {other}\n'
+        text += 'action = "clear"\n' if profile == "clear" else 'action = "require"\n'
+        text += "" if profile == "clear" else f'profile = "{profile}"\n'
+        text += 'mode = "tunnel"\n' * ("tunnel" in more)
+        text += "udp_encapsulation = true\n" * ("udp" in more)
+    return text
+
+
+def parsed(text: str) -> RealmPolicy:
     return read(Document.parse("p", text.encode()))
+
+
+def realm(rules: Rules) -> RealmPolicy:
+    return parsed(DOCUMENT + rules_text(rules))
 
 
 def host(name: str, rules: Rules, options: Options | None = None) -> HostPolicy:
@@ -65,14 +85,12 @@ def test_both_hosts_of_a_pair_come_to_the_same_result_by_the_first_rule(rules: R
         for local, remote in itertools.product(
             policy.hosts[one].addresses, policy.hosts[other].addresses
         ):
-            here = views[one].protection(local, remote)
-            there = views[other].protection(remote, local)
-            assert (here is None) == (there is None)
+            found = views[one].between(local, remote)
+            mirrored = views[other].between(remote, local)
             if local.version != remote.version or wanted is None:
-                assert here is None
+                assert found == mirrored == ()
                 continue
-            assert here is not None
-            assert there is not None
+            (here,), (there,) = found, mirrored
             assert (here.rule, here.profile.name) == wanted == (there.rule, there.profile.name)
             assert here.reqid == there.reqid
             assert here.peer.name == other
@@ -84,7 +102,7 @@ def test_priorities_are_distinct_in_the_band_and_follow_the_rules(rules: Rules) 
     priorities = [entry.priority for entry in policy.entries]
     assert priorities == sorted(set(priorities))
     assert all(priority in Options().priorities for priority in priorities)
-    order = [int(protection.rule) for _, _, protection in policy.protections]
+    order = [int(protection.rule) for protection in policy.protections]
     assert order == sorted(order)
 
 
@@ -102,9 +120,10 @@ def test_a_warning_is_given_for_exactly_the_rules_that_decide_nothing(rules: Rul
 def test_a_protected_pair_has_an_entry_out_in_and_forward() -> None:
     policy = host("a", [(["a"], ["b"], "cbc")])
     local, remote = ip_address("192.0.2.1"), ip_address("192.0.2.2")
-    protection = policy.protection(local, remote)
-    assert protection is not None
+    (protection,) = policy.between(local, remote)
     assert protection.mode is Mode.TRANSPORT
+    assert (protection.local, protection.remote, protection.udp) == (local, remote, False)
+    assert protection.selector == Selector.between(local, remote)
     out, inbound, forward = protection.entries
     assert [e.direction for e in protection.entries] == [
         Direction.OUT,
@@ -117,9 +136,7 @@ def test_a_protected_pair_has_an_entry_out_in_and_forward() -> None:
     )
     assert inbound.selector == forward.selector == out.selector.reversed()
     for entry in protection.entries:
-        assert entry.template is not None
-        assert entry.template.reqid == protection.reqid
-        assert not entry.template.optional
+        assert entry.templates == (Template(IpsecProtocol.ESP, Mode.TRANSPORT, protection.reqid),)
     assert set(protection.entries) <= set(policy.entries)
 
 
@@ -134,7 +151,7 @@ def exempted(policy: HostPolicy) -> set[tuple[str, str, int, int, str, int]]:
             entry.selector.destination_port.port,
         )
         for entry in policy.entries
-        if entry.template is None
+        if not entry.templates
     }
 
 
@@ -153,8 +170,8 @@ def test_a_server_is_exempt_in_the_direction_of_its_client_alone() -> None:
     options = Options(servers=(("ntp", ip_address("192.0.2.2")),))
     more = exempted(host("a", EVERYONE, options)) - exempted(host("a", EVERYONE))
     assert more == {
-        ("OUT", "0.0.0.0/0", 0, 17, "192.0.2.2/32", 123),
-        ("IN", "192.0.2.2/32", 123, 17, "0.0.0.0/0", 0),
+        ("OUT", "192.0.2.1/32", 0, 17, "192.0.2.2/32", 123),
+        ("IN", "192.0.2.2/32", 123, 17, "192.0.2.1/32", 0),
     }
     there = exempted(host("b", EVERYONE, options)) - exempted(host("b", EVERYONE))
     assert there == {
@@ -163,9 +180,19 @@ def test_a_server_is_exempt_in_the_direction_of_its_client_alone() -> None:
     }
 
 
+def test_esp_in_udp_is_exempt_on_its_way_in_alone_and_only_where_there_is_some() -> None:
+    plain = exempted(host("a", [(["a"], ["b"], "fast")]))
+    assert exempted(host("a", [(["a"], ["b"], "fast udp")])) - plain == {
+        ("IN", net, 4500, 17, net, 4500) for net in ("0.0.0.0/0", "::/0")
+    }
+    tunnel = exempted(host("a", [(["a"], ["b"], "fast tunnel udp")])) - plain
+    assert {kind[:5] for kind in tunnel if kind[2]} == {("IN", "0.0.0.0/0", 4500, 17, "0.0.0.0/0")}
+    assert not exempted(host("c", [(["a"], ["b"], "fast udp")])) - plain
+
+
 def test_exemptions_come_before_all_that_is_required() -> None:
     entries = host("a", EVERYONE).entries
-    required = [entry.template is not None for entry in entries]
+    required = [bool(entry.templates) for entry in entries]
     assert required == sorted(required)
 
 
@@ -173,12 +200,41 @@ def test_exemptions_come_before_all_that_is_required() -> None:
 def test_reqids_are_distinct_in_the_block_and_do_not_depend_on_order(
     names: set[str], size: int
 ) -> None:
-    block = range(100, 100 + size)
-    profiles = [Profile(name, (SUITES["aes256gcm16"],), Lifetime(60)) for name in names]
-    reqids = reqids_of(profiles, block)
+    block, taken = range(100, 100 + size), {100 + size - 1} if size > 6 else set[int]()
+    reqids = reqids_of(names, block, taken)
+    assert set(reqids) == names
     assert len(set(reqids.values())) == len(names)
-    assert set(reqids.values()) <= set(block)
-    assert reqids == reqids_of(reversed(profiles), block)
+    assert set(reqids.values()) <= set(block) - taken
+    assert reqids == reqids_of(sorted(names, reverse=True), block, taken)
+
+
+@given(
+    st.sets(st.text("abc", min_size=1), max_size=8),
+    st.sets(st.text("abc", min_size=1), max_size=8),
+    st.integers(16, 40),
+)
+def test_a_reqid_stays_whatever_is_added_that_does_not_collide_with_it(
+    names: set[str], more: set[str], size: int
+) -> None:
+    block = range(size)
+    homes = {name: reqids_of([name], block)[name] for name in names | more}
+    before, after = reqids_of(names, block), reqids_of(names | more, block)
+    for name in names:
+        if not any(homes[other] == homes[name] for other in names | more if other != name):
+            assert before[name] == after[name] == homes[name]
+        if not any(homes[other] == homes[name] and other < name for other in names | more):
+            assert after[name] == homes[name]
+
+
+def test_the_last_of_colliding_names_takes_the_next_free_reqid() -> None:
+    block = range(7, 9)
+    first, second = (
+        reqids_of("a", block)["a"],
+        reqids_of("a", block, reqids_of("a", block).values()),
+    )
+    assert {first, second["a"]} == set(block)
+    with pytest.raises(LocalError, match="too many for what is free of the reqid block of 2"):
+        reqids_of(["a", "b"], block, [7])
 
 
 def test_a_block_or_band_that_is_too_small_is_refused() -> None:
@@ -201,8 +257,6 @@ def test_hosts_are_found_by_all_their_names_but_never_oneself() -> None:
         other = policy.host_by_name(name)
         assert other is not None
         assert policy.host_by_client(other.client) is other
-        assert policy.host_by_service(other.service) is other
-        assert all(policy.host_by_address(address) is other for address in other.addresses)
     assert policy.host_by_name("a") is None
     assert policy.host_by_client(policy.me.client) is None
 
