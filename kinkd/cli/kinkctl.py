@@ -154,7 +154,7 @@ def _show_sas(result: Result) -> str:
 
 def _inside(row: Result) -> Result:
     """What a tunnel carries; in transport mode the addresses say it."""
-    if row["mode"] == "transport":
+    if row.get("mode", "transport") == "transport":
         return {}
     return {"traffic": f"{row['source']} - {row['destination']}"}
 

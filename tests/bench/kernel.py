@@ -12,23 +12,29 @@ import time
 from ipaddress import IPv4Address
 from statistics import median
 
-from kinkd.exchange.installing import build_sa, responder_limits
-from kinkd.kernel.port import SaId
+from kinkd.exchange.installing import responder_limits
+from kinkd.kernel.port import Sa, SaId
 from kinkd.kernel.socket import XfrmSocket
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Lifetime, Secret
+from kinkd.model import Lifetime, Secret, Selector
 from tests.support.pair import ALICE, BOB, REQID, policy_of
 
 ROUNDS = 300
 
 
 def main() -> int:
-    protection = policy_of(ALICE, (BOB,)).protections[0][2]
-    suite, limits = SUITES["aes256gcm16"], responder_limits(Lifetime(3600))
+    protection = policy_of(ALICE, (BOB,)).protections[0]
+    (transform,), limits = SUITES["aes256gcm16"].transforms, responder_limits(Lifetime(3600))
     local, remote = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
     kernel = XfrmSocket()
+
+    def made(sa: SaId) -> Sa:
+        selector = Selector.between(sa.source, sa.destination)
+        keymat = Secret(os.urandom(transform.keymat_octets))
+        return Sa(sa, protection.mode, REQID, selector, transform, keymat, limits)
+
     times: dict[str, list[float]] = {"ALLOCSPI": [], "UPDSA": [], "NEWSA and UPDPOLICY": []}
-    kernel.probe(suite, 4)
+    kernel.probe(transform, 4)
     for entry in protection.entries:
         kernel.write_policy(entry)
     for number in range(ROUNDS):
@@ -36,13 +42,10 @@ def main() -> int:
         spi = kernel.allocate_spi(remote, local, REQID)
         allocated = time.perf_counter()
         inbound = SaId(remote, local, spi)
-        kernel.install_inbound(build_sa(inbound, protection, suite, Secret(os.urandom(36)), limits))
+        kernel.install_inbound([made(inbound)])
         filled = time.perf_counter()
         outbound = SaId(local, remote, 0x10000 + number)
-        kernel.install_outbound(
-            build_sa(outbound, protection, suite, Secret(os.urandom(36)), limits),
-            protection.outbound_entries,
-        )
+        kernel.install_outbound([made(outbound)], protection.outbound_entries)
         added = time.perf_counter()
         for name, span in zip(
             times, (allocated - begun, filled - allocated, added - filled), strict=True

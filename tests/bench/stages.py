@@ -30,13 +30,13 @@ from kinkd.kerberos import messages
 from kinkd.kerberos.gss import GssAcceptor, GssTicket, GssTicketSource
 from kinkd.kernel import xfrm
 from kinkd.kernel.memory import MemoryKernel
-from kinkd.kernel.port import SaId
+from kinkd.kernel.port import Sa, SaId
 from kinkd.keying.algorithms import SUITES
-from kinkd.keying.negotiate import check_answer, choose
-from kinkd.model import Host, Lifetime, Principal, Secret
+from kinkd.keying.negotiate import Demands, check_answer, choose
+from kinkd.model import Host, Lifetime, Principal, Secret, Selector
 from kinkd.wire import grammar, kink
 from kinkd.wire.numbers import KeyUsage, MessageType
-from tests.support.pair import FAST, policy_of
+from tests.support.pair import FAST, offer, policy_of
 from tests.support.realm import Realm
 
 ROUNDS = 400
@@ -75,8 +75,8 @@ def one_create(
 ) -> None:
     """Every stage once, by hand, each from what the one before gave."""
     a, b = "initiator", "responder"
-    protection = policy_of(alice, (bob,)).protections[0][2]
-    suite, mode, lifetime = FAST.suites[0], protection.mode, FAST.lifetime
+    protection = policy_of(alice, (bob,)).protections[0]
+    (transform,), lifetime = FAST.suites[0].transforms, FAST.lifetime
     nonce = secrets.token_bytes(32)
     ours, theirs = secrets.randbits(31) | 1 << 30, secrets.randbits(31) | 1 << 30
     inbound = SaId(bob.addresses[0], alice.addresses[0], ours)
@@ -84,17 +84,19 @@ def one_create(
     limits = installing.responder_limits(lifetime)
 
     def newsa(sa: SaId, material: Secret) -> bytearray:
-        return xfrm.install(installing.build_sa(sa, protection, suite, material, limits), 1)
+        selector = Selector.between(sa.source, sa.destination)
+        made = Sa(sa, protection.mode, protection.reqid, selector, transform, material, limits)
+        return xfrm.install(made, 1)
 
     material = stages.run(
-        a, "derive", lambda: installing.derive(ticket.key, ours, Seeds(nonce), suite)
+        a, "derive", lambda: installing.derive(ticket.key, ours, Seeds(nonce), transform)
     )
     stages.run(a, "kernel message: inbound", lambda: newsa(inbound, material))
     made = stages.run(a, "ticket: AP-REQ", ticket.authenticate)
     inner = stages.run(
         a,
         "encode ISAKMP",
-        lambda: (quickmode.creation((quickmode.propose(suite, mode, lifetime, ours),), nonce),),
+        lambda: (quickmode.creation(offer(FAST.suites[0], ours), nonce),),
     )
     proof = kink.ApReq(1, made.ap_req)
     create = stages.run(
@@ -124,9 +126,15 @@ def one_create(
     )
     assert isinstance(isakmp, kink.Isakmp)
     asked = stages.run(b, "decode ISAKMP", lambda: quickmode.read_creation(isakmp))
-    choice = stages.run(b, "negotiate", lambda: choose(asked.offers, FAST.suites, mode, lifetime))
-    one = stages.run(b, "derive, both", lambda: installing.derive(key, theirs, Seeds(nonce), suite))
-    two = installing.derive(key, ours, Seeds(nonce), suite)
+    choice = stages.run(
+        b,
+        "negotiate",
+        lambda: choose(asked.offers, FAST.suites, Demands(protection.mode, lifetime)),
+    )
+    one = stages.run(
+        b, "derive, both", lambda: installing.derive(key, theirs, Seeds(nonce), transform)
+    )
+    two = installing.derive(key, ours, Seeds(nonce), transform)
     stages.times[b, "derive, both"][-1] *= 2
     stages.run(
         b,
@@ -138,7 +146,11 @@ def one_create(
         ),
     )
     proof_b = kink.ApRep(1, accepted.ap_rep)
-    answer = (quickmode.creation((quickmode.propose(suite, mode, choice.lifetime, theirs),), None),)
+    answer = (
+        quickmode.creation(
+            quickmode.answer(choice.suite, choice.offer, choice.terms, [theirs]), None
+        ),
+    )
     reply = stages.run(
         b,
         "encode, encrypt, checksum: REPLY",
@@ -160,9 +172,9 @@ def one_create(
     )
     assert isinstance(chosen, kink.Isakmp)
     read = stages.run(a, "decode ISAKMP", lambda: quickmode.read_creation(chosen, reply=True))
-    stages.run(a, "negotiate", lambda: check_answer(asked.offers[0], read.offers[0]))
+    stages.run(a, "negotiate", lambda: check_answer(asked.offers, read.offers[0]))
     last = stages.run(
-        a, "derive", lambda: installing.derive(ticket.key, theirs, Seeds(nonce), suite)
+        a, "derive", lambda: installing.derive(ticket.key, theirs, Seeds(nonce), transform)
     )
     stages.run(a, "kernel message: outbound", lambda: newsa(outbound, last))
 
@@ -192,10 +204,8 @@ def whole(
             for token in [messages.gss_frame(each, messages.TOKEN_AP_REQ) for each in made]:
                 stages.run(*_YARDSTICK, lambda t=token: accept_sec_context(t, creds))
         spi = 0x10000 + number
-        proposal = quickmode.propose(
-            FAST.suites[0], policy_of(bob, (alice,)).protections[0][2].mode, Lifetime(3600), spi
-        )
-        inner = (quickmode.creation((proposal,), secrets.token_bytes(32)),)
+        proposals = offer(FAST.suites[0], spi, lifetime=Lifetime(3600))
+        inner = (quickmode.creation(proposals, secrets.token_bytes(32)),)
         proof = kink.ApReq(1, ticket.authenticate().ap_req)
         create = seal(MessageType.CREATE, number, proof, inner, ticket.key)
         now = time.monotonic()

@@ -86,7 +86,7 @@ def test_an_attribute_that_cannot_be_is_malformed(hexed):
 def test_the_bounds_on_what_is_counted_hold():
     with pytest.raises(MalformedIsakmp, match="more than 32"):
         attributes_of(bytes.fromhex("80010001") * 33)
-    crowd = SecurityAssociation(SA.proposals * 17)
+    crowd = SecurityAssociation(SA.proposals * 65)
     with pytest.raises(MalformedIsakmp):
         isakmp.decode(isakmp.encode((crowd,)))
     crowd = SecurityAssociation((Proposal(1, 3, b"spi!", (TRANSFORM,) * 65),))
