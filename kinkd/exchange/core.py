@@ -13,7 +13,7 @@ from kinkd.exchange.pairs import CommandId, PairTable
 from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Kernel, SaId
-from kinkd.model import Host, IPAddress, Profile, Suite
+from kinkd.model import Host, IPAddress, IpsecProtocol, Profile, Suite
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import KinkErrorCode
@@ -48,10 +48,27 @@ class Peer:
     """What is remembered of a host of the policy, over its exchanges."""
 
     host: Host
-    epoch: int | None = None  # the last one that was proven, RFC 4430 §3.7
+    epoch: int | None = None  # the last one that was proven or, before that, claimed (§3.7)
+    epoch_proven: float = float("-inf")  # when
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     ticket: Ticket | None = None
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
+    _buried: OrderedDict[tuple[IpsecProtocol, int], float] = field(default_factory=OrderedDict)
+
+    def bury(self, spi: tuple[IpsecProtocol, int], now: float) -> None:
+        """The peer deletes an SPI of its own that we do not know (RFC 4430 §3.3).
+
+        What was to make it may have been overtaken, and must not make a half of a pair.
+        """
+        self._buried[spi] = now
+        self._buried.move_to_end(spi)
+        if len(self._buried) > REMEMBERED_COMMANDS:
+            self._buried.popitem(last=False)
+
+    def is_buried(self, protocol: IpsecProtocol, spi: int, now: float) -> bool:
+        """Whether that is so, not long ago."""
+        when = self._buried.get((protocol, spi))
+        return when is not None and now - when < MEMORY_SECONDS
 
     def recall(self, command: CommandId) -> Answer | None:
         """The answer that a command was given before; None: it is new.
@@ -78,6 +95,8 @@ class Peer:
         Raises:
             PeerError: "too-many-commands", KINK_INTERR: there is no room for one more.
         """
+        while self._buried and now - next(iter(self._buried.values())) >= MEMORY_SECONDS:
+            self._buried.popitem(last=False)
         while self._answered:
             oldest = next(iter(self._answered.values()))
             if now - oldest.when < MEMORY_SECONDS:

@@ -67,7 +67,7 @@ class Creating:
     protection: Protection
     cause: str  # "acquire", "initiate", "rekey"
     ended: Ended
-    replaces: SaPair | None = None
+    replaces: Sequence[SaPair] = ()
     variants: Sequence[Variant] = ()  # this attempt, then those that may follow
     superseded: SaPair | None = None  # the peer was faster: nothing is left to be made
     type: MessageType = MessageType.CREATE
@@ -77,6 +77,7 @@ class Creating:
     _inbound: tuple[SaId, ...] = ()
     _ticket_at: float = 0.0
     _created_by_peer: bool = False
+    _made: SaPair | None = None
     _ephemeral: dh.Ephemeral | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +157,7 @@ class Creating:
             agreement.install_outbound(core.kernel, pair.outbound, limits)
         finally:
             seeds.wipe()
+        self._made = pair
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
         self._report(exchange, pair, now)
@@ -178,8 +180,9 @@ class Creating:
         """Take the optimistic SAs back; where the peer made its half, have it removed too."""
         for sa in self._inbound:
             self.core.remove_sa(sa)
-        if self._inbound and self._created_by_peer:
-            self._disown(exchange, now)
+        if self._inbound and (self._created_by_peer or not exchange.answered):
+            # Its REPLY may have been lost; where it answered nothing it is told when it is heard.
+            self._disown(exchange, now, silent=not exchange.answered and not self.core.closing)
         if self.superseded is not None:
             self.ended(self, self.superseded, now)
             return
@@ -201,14 +204,19 @@ class Creating:
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer made a pair of which we have no half: a black hole, were it left there."""
-        if self._created_by_peer:
+        if self._made is not None and self.core.pairs.holds(self._made):
+            self.lifecycle.delete([self._made], now)  # of other keys: its SPI of ours is the same
+            return
+        if self._created_by_peer and self._made is None:
             return  # it was told already
         if self._inbound and quickmode.holds_association(reply.inner):
             self._disown(exchange, now)
 
-    def _disown(self, exchange: Exchange, now: float) -> None:
+    def _disown(self, exchange: Exchange, now: float, *, silent: bool = False) -> None:
         named = tuple((sa.protocol, sa.spi) for sa in self._inbound)
-        self.lifecycle.disown(exchange.peer, exchange.path, named, now)
+        seconds = self.protection.profile.lifetime.seconds
+        peer, path = exchange.peer, exchange.path
+        self.lifecycle.disown(peer, path, named, now, seconds=seconds, silent=silent)
 
     def _read_answer(
         self, exchange: Exchange, reply: VerifiedReply, now: float
@@ -225,6 +233,11 @@ class Creating:
         (answered,) = answer.offers
         if any(part.spi < quickmode.FIRST_SPI for part in answered.parts):
             raise PeerError("malformed-reply", "a reserved SPI")
+        if any(
+            part.protocol and exchange.peer.is_buried(part.protocol, part.spi, now)
+            for part in answered.parts
+        ):
+            raise PeerError("stale-reply", "the responder has deleted what it made")
         position, terms = check_answer(self._offers, answered)
         if answer.traffic not in (None, self.protection.selector):
             raise PeerError("other-identities", "the responder answers for other traffic")

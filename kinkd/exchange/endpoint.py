@@ -16,10 +16,11 @@ from kinkd.exchange.creating import Creating, Variant
 from kinkd.exchange.crossing import Crossings
 from kinkd.exchange.effects import Command, Level, Path
 from kinkd.exchange.granting import Granting
-from kinkd.exchange.lifecycle import Lifecycle
+from kinkd.exchange.lifecycle import Lifecycle, by_path
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
+from kinkd.exchange.timing import FIRST_TIMEOUT
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun, SaId
 from kinkd.model import Host, IPAddress, Principal, Protection, Slot
@@ -111,11 +112,23 @@ class Endpoint:
 
     def disown(self, pairs: Iterable[SaPair], now: float) -> None:
         """Tell peers of pairs that did not survive on our side (RFC 4430 §3.3)."""
-        for pair in pairs:
-            host = self._core.policy.host_by_name(pair.host)
-            if host is not None:
-                path = Path(pair.local, pair.remote)
-                self._lifecycle.disown(self._core.peer(host), path, pair.inbound_spis, now)
+        self._lifecycle.disown_pairs(pairs, now)
+
+    def disown_unclaimed(self, sas: Iterable[SaId], now: float) -> None:
+        """Tell peers of SAs that an earlier life made and did not come to record.
+
+        A CREATE that was under way made them: the other end may hold its half (RFC 4430 §3.3).
+        """
+        for sa in sas:
+            local, remote = sa.destination, sa.source
+            for protection in self._core.policy.between(local, remote)[:1]:
+                self._lifecycle.disown(
+                    self._core.peer(protection.peer),
+                    Path(local, remote),
+                    ((sa.protocol, sa.spi),),
+                    now,
+                    seconds=protection.profile.lifetime.seconds,
+                )
 
     def tick(self, now: float) -> None:
         """Time has come."""
@@ -177,17 +190,12 @@ class Endpoint:
         """
         if self._core.closing:
             raise PeerError("closing", "this daemon is leaving")
-        # What is there already is replaced: one pair is enough.
-        existing = self._core.pairs.in_slot(protection.slot)
-        replaces = existing[-1] if existing else None
-        self._create(protection, now, "initiate", replaces=replaces, ended=ended)
+        self._create(protection, now, "initiate", ended)
 
     def terminate(self, host: Host, now: float, done: Callable[[float], None]) -> int:
         """Delete all pairs with a host; ``done`` is called once it is over. How many there were."""
         pairs = self._core.pairs.of_host(host.name)
-        groups: dict[tuple[IPAddress, IPAddress], list[SaPair]] = {}
-        for pair in pairs:
-            groups.setdefault((pair.local, pair.remote), []).append(pair)
+        groups = by_path(pairs)
         left = len(groups)
 
         def one_done(then: float) -> None:
@@ -271,15 +279,13 @@ class Endpoint:
             return
         protection = core.policy.acquired(*pair.slot)
         if protection is not None:
-            self._create(protection, now, "rekey", replaces=pair)
+            self._create(protection, now, "rekey")
 
     def _create(
         self,
         protection: Protection,
         now: float,
         cause: str,
-        *,
-        replaces: SaPair | None = None,
         ended: InitiateEnded | None = None,
     ) -> None:
         """Begin a CREATE, or join the one of this slot that is under way."""
@@ -287,21 +293,23 @@ class Endpoint:
         if attempt is not None:
             if ended is not None:
                 attempt.listeners.append(ended)
-            attempt.purpose.replaces = attempt.purpose.replaces or replaces
             return
-        self._begin(protection, now, cause, replaces, [ended] if ended is not None else [])
+        self._begin(protection, now, cause, [ended] if ended is not None else [])
 
     def _begin(
         self,
         protection: Protection,
         now: float,
         cause: str,
-        replaces: SaPair | None,
         listeners: list[InitiateEnded],
         variants: Sequence[Variant] = (),
     ) -> None:
+        slot = protection.slot
+        # All that is there or about to be is replaced: one pair is enough. Of what comes while
+        # this is under way the crossing rule decides.
+        there = self._core.pairs.in_slot(slot) + self._responder.half_open.pairs_in_slot(slot)
         purpose = Creating(
-            self._core, self._lifecycle, protection, cause, self._created, replaces, variants
+            self._core, self._lifecycle, protection, cause, self._created, there, variants
         )
         attempt = _Attempt(purpose, listeners)
         self._creating[protection.slot] = attempt
@@ -311,18 +319,19 @@ class Endpoint:
 
     def _created(self, creating: Creating, result: SaPair | str, now: float) -> None:
         pair, reason = (None, result) if isinstance(result, str) else (result, "")
-        protection, old = creating.protection, creating.replaces
+        protection = creating.protection
         attempt = self._creating.pop(protection.slot)
         self._crossings.created(protection.slot, pair if creating.superseded is None else None, now)
         if pair is None and creating.variants and not self._core.closing:
             # The peer will not have this; the policy allows to ask for less (RFC 4430 §3.2).
             left = creating.variants
-            self._begin(protection, now, creating.cause, old, attempt.listeners, left)
+            self._begin(protection, now, creating.cause, attempt.listeners, left)
             return
-        if pair is not None and old is not None:
+        if pair is not None and creating.superseded is None:
             # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).
             grace = self._core.peer(protection.peer).round_trip.grace()
-            self._core.timers.at(now + grace, lambda then: self._delete_old(old, then))
+            for old in creating.replaces:
+                self._delete_old(old, now + grace)
         for ended in attempt.listeners:
             ended(pair, reason, now)
 
@@ -337,9 +346,14 @@ class Endpoint:
             purpose.superseded = pair
             self._initiator.cancel(exchange, "the peer was faster", now)
 
-    def _delete_old(self, pair: SaPair, now: float) -> None:
-        if self._core.pairs.holds(pair):
-            self._lifecycle.delete([pair], now)
+    def _delete_old(self, pair: SaPair, when: float) -> None:
+        def delete(now: float) -> None:
+            if self._core.pairs.holds(pair):
+                self._lifecycle.delete([pair], now)
+            elif pair in self._responder.half_open.pairs_in_slot(pair.slot):
+                self._delete_old(pair, now + FIRST_TIMEOUT)  # its ACK may yet come
+
+        self._core.timers.at(when, delete)
 
 
 def _name(sa: SaId) -> tuple[IPAddress, int, int]:

@@ -78,7 +78,7 @@ class Granting:
         made = core.pairs.of_create(request.peer.host.name, request.id)
         if made:
             return self._again(grants, made)
-        self._check(grants, request)
+        self._check(grants, request, now)
         two_messages = all(grant.choice.optimistic for grant in grants)
         halves, inner = self._make(grants, request, now)
         answer = Answer(inner, ack_request=not two_messages)
@@ -147,7 +147,7 @@ class Granting:
             inner.append(self._reply(grant, pair))
         return Answer(tuple(inner))
 
-    def _check(self, grants: list[_Grant], request: Request) -> None:
+    def _check(self, grants: list[_Grant], request: Request, now: float) -> None:
         """All SPIs must be new (RFC 4430 §3.2), and no host may have too many pairs."""
         core, remote = self._core, request.path.remote
         seen: set[tuple[object, int]] = set()
@@ -158,11 +158,12 @@ class Granting:
                 (part.protocol, part.spi) in seen
                 or core.pairs.by_outbound(remote, part.protocol, part.spi)
                 or self.half_open.by_outbound(remote, part.protocol, part.spi)
+                or request.peer.is_buried(part.protocol, part.spi, now)
             )
             if known or part.spi < quickmode.FIRST_SPI:
                 raise PeerError(
                     "invalid-spi",
-                    f"SPI {part.spi:#010x} exists or is reserved",
+                    f"SPI {part.spi:#010x} exists, was deleted or is reserved",
                     notify=NotifyType.INVALID_SPI,
                 )
             seen.add((part.protocol, part.spi))

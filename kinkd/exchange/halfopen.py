@@ -123,9 +123,12 @@ class HalfOpens:
 
     def in_slot(self, slot: Slot) -> bool:
         """Whether one is under way for the same: an acquire waits for it."""
-        return any(
-            half.pair.slot == slot for opened in self._open.values() for half in opened.halves
-        )
+        return bool(self.pairs_in_slot(slot))
+
+    def pairs_in_slot(self, slot: Slot) -> list[SaPair]:
+        """What they will be, where they are for the same."""
+        halves = (half for opened in self._open.values() for half in opened.halves)
+        return [half.pair for half in halves if half.pair.slot == slot]
 
     def by_outbound(self, remote: IPAddress, protocol: IpsecProtocol, spi: int) -> HalfOpen | None:
         """The CREATE in which the initiator chose this SPI."""
@@ -157,6 +160,8 @@ class HalfOpens:
             install_outbound(opened.halves, self._core)
         except KernelError as error:
             self._core.kernel_refused(error)
+            opened.peer.remember(opened.command, None, now)
+            self._disown(opened, now)
             return
         for half in opened.halves:
             self._established(half.pair, now)
@@ -175,9 +180,11 @@ class HalfOpens:
 
     def _abandon(self, opened: HalfOpen, now: float) -> None:
         self.give_up(opened, now)
-        # The peer may have had our REPLY, and send into what is gone now.
-        spis = tuple(name for half in opened.halves for name in half.pair.inbound_spis)
-        self._lifecycle.disown(opened.peer, opened.path, spis, now)
+        self._disown(opened, now)
+
+    def _disown(self, opened: HalfOpen, now: float) -> None:
+        """The peer may have had our REPLY, and send into what is gone now."""
+        self._lifecycle.disown_pairs([half.pair for half in opened.halves], now)
 
     def _forget(self, opened: HalfOpen) -> None:
         del self._open[opened.name]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Core, Peer
+from kinkd.exchange.debts import FIRST_PAUSE, Debts, InboundSpis, check_deletion
 from kinkd.exchange.effects import ForgetPair, Level, Path
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kernel.port import SaId
-from kinkd.model import IpsecProtocol
-from kinkd.wire import grammar, isakmp, kink
-from kinkd.wire.numbers import MessageType, NotifyType
-
-InboundSpis = tuple[tuple[IpsecProtocol, int], ...]
-"""What a DELETE names: SPIs that we have chosen."""
+from kinkd.wire import kink
+from kinkd.wire.numbers import MessageType
 
 
 class Lifecycle:
@@ -26,6 +23,7 @@ class Lifecycle:
     def __init__(self, core: Core, initiator: Initiator) -> None:
         self._core = core
         self._initiator = initiator
+        self._debts = Debts(core, initiator)
         self._probed: set[str] = set()
         initiator.observe_epochs(self.epoch_proven)
 
@@ -74,37 +72,78 @@ class Lifecycle:
         purpose = Deleting(self._core, self, spis, tuple(pairs), done)
         self._initiator.begin(purpose, peer, Path(first.local, first.remote), now)
 
-    def disown(self, peer: Peer, path: Path, spis: InboundSpis, now: float) -> None:
-        """Have a peer remove a pair of which we have no half, by the SPIs we once offered."""
-        self._initiator.begin(Deleting(self._core, self, spis), peer, path, now)
+    def disown(
+        self,
+        peer: Peer,
+        path: Path,
+        spis: InboundSpis,
+        now: float,
+        *,
+        seconds: float,
+        silent: bool = False,
+    ) -> None:
+        """Have a peer remove a pair of which we have no half, by the SPIs we once offered.
+
+        It may have it for ``seconds`` more. One that is ``silent`` is told once it is heard.
+        """
+        tell = self._debts.owe if silent else self._debts.tell
+        tell(peer, path, spis, seconds, now)
+
+    def disown_pairs(self, pairs: Iterable[SaPair], now: float) -> None:
+        """Have their peers remove pairs that are gone on our side."""
+        for path, group in by_path(pairs).items():
+            host = self._core.policy.host_by_name(group[0].host)
+            if host is not None:
+                spis = tuple(name for pair in group for name in pair.inbound_spis)
+                seconds = max(pair.lifetime.seconds for pair in group)
+                self.disown(self._core.peer(host), path, spis, now, seconds=seconds)
 
     def expired(self, sa: SaId, now: float) -> None:
-        """The kernel removed one SA of a pair: the other goes with it (no half-open SAs, §3.3)."""
+        """The kernel removed one SA of a pair: the other goes with it, here and at the peer.
+
+        Its clock or its count of octets may differ from ours, and RFC 4430 §3.3 allows no half.
+        """
         pair = self._core.pairs.by_sa(sa)
         if pair is None:
             return
         self._core.report(Level.INFO, "sa-expired", peer=pair.host, spi=f"{sa.spi:#010x}")
         self.retire(pair, now, grace=0)
+        self.disown_pairs([pair], now)
 
     def epoch_claimed(self, peer: Peer, path: Path, epoch: int, now: float) -> None:
         """A command carries an EPOCH (RFC 4430 §3.7).
 
         It may have been delayed: a changed one is confirmed by a STATUS of ours first.
         """
-        stale = any(pair.epoch != epoch for pair in self._core.pairs.of_host(peer.host.name))
-        if stale and peer.host.name not in self._probed:
-            self._probed.add(peer.host.name)
-            self._core.report(
-                Level.INFO, "epoch-changed", peer=peer.host.name, epoch=epoch, proven=False
-            )
-            self._initiator.begin(Probing(self), peer, path, now)
+        if peer.epoch not in (None, epoch) or self._stale(peer, epoch):
+            self._probe(peer, path, epoch, now)
         elif peer.epoch is None:
             peer.epoch = epoch
+        self._debts.heard(peer, now)
 
-    def epoch_proven(self, peer: Peer, epoch: int, now: float) -> None:
-        """A REPLY to a command of ours carries an EPOCH: SAs of any other are void (§3.7)."""
-        peer.epoch = epoch
-        stale = [p for p in self._core.pairs.of_host(peer.host.name) if p.epoch != epoch]
+    def _stale(self, peer: Peer, epoch: int) -> list[SaPair]:
+        return [p for p in self._core.pairs.of_host(peer.host.name) if p.epoch != epoch]
+
+    def _probe(self, peer: Peer, path: Path, epoch: int, now: float) -> None:
+        if peer.host.name in self._probed:
+            return
+        self._probed.add(peer.host.name)
+        self._core.report(
+            Level.INFO, "epoch-changed", peer=peer.host.name, epoch=epoch, proven=False
+        )
+        self._initiator.begin(Probing(self, epoch), peer, path, now)
+
+    def epoch_proven(self, peer: Peer, path: Path, epoch: int, asked: float, now: float) -> None:
+        """A REPLY to what we sent at ``asked`` has an EPOCH: SAs of any other are void (§3.7).
+
+        Unless another was proven to us after that: the REPLY may come from the life before.
+        """
+        self._debts.heard(peer, now)
+        if peer.epoch not in (None, epoch) and asked < peer.epoch_proven:
+            self._probe(peer, path, epoch, now)
+            return
+        peer.epoch, peer.epoch_proven = epoch, now
+        stale = self._stale(peer, epoch)
         if stale:
             self._core.counters["peer-restarted"] += 1
             self._core.report(
@@ -112,10 +151,22 @@ class Lifecycle:
             )
         for pair in stale:
             self.retire(pair, now, grace=0)
+        self.disown_pairs(stale, now)  # were it wrong, the peer must not keep halves of them
 
     def probe_ended(self, peer: Peer) -> None:
         """The STATUS that was to confirm an EPOCH is over."""
         self._probed.discard(peer.host.name)
+
+    def probe_failed(self, peer: Peer, path: Path, epoch: int, now: float) -> None:
+        """It was not answered: while anything depends on it, it is tried again."""
+        self.probe_ended(peer)
+
+        def again(then: float) -> None:
+            pairs = self._core.pairs.of_host(peer.host.name)
+            if any(pair.epoch != peer.epoch or pair.epoch != epoch for pair in pairs):
+                self._probe(peer, path, epoch, then)
+
+        self._core.timers.at(now + FIRST_PAUSE, again)
 
     def remove_inbound(self, pairs: tuple[SaPair, ...]) -> None:
         """The peer knows of the DELETE: nothing more can come in on these."""
@@ -131,7 +182,7 @@ class Deleting:
     core: Core
     lifecycle: Lifecycle
     spis: InboundSpis
-    pairs: tuple[SaPair, ...] = ()  # those of them that we still receive on
+    pairs: tuple[SaPair, ...]  # we still receive on them
     done: Callable[[float], None] | None = None
     type: MessageType = MessageType.DELETE
 
@@ -141,9 +192,7 @@ class Deleting:
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer deleted them, or never had them (INVALID-SPI): ours may go, after grace."""
-        for payload in reply.inner:
-            if isinstance(payload, kink.Isakmp):
-                _check_deletion(payload)
+        check_deletion(reply.inner)
         pairs, lifecycle = self.pairs, self.lifecycle
         grace = exchange.peer.round_trip.grace()
         if self.done is not None:  # whoever waits for it wants the kernel empty now
@@ -161,8 +210,12 @@ class Deleting:
         )
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
-        """The peer cannot be told; its half ends at its hard lifetime."""
+        """The peer cannot be told; its half ends when it is heard again."""
         self.lifecycle.remove_inbound(self.pairs)
+        seconds = max(pair.lifetime.seconds for pair in self.pairs)
+        self.lifecycle.disown(
+            exchange.peer, exchange.path, self.spis, now, seconds=seconds, silent=True
+        )
         self.core.counters["delete.failed"] += 1
         self.core.report(
             Level.WARNING, "delete-failed", peer=exchange.peer.host.name, reason=reason
@@ -174,12 +227,12 @@ class Deleting:
         """Deleted after all: as was wanted."""
 
 
-def _check_deletion(payload: kink.Isakmp) -> None:
-    parts = isakmp.decode(payload)
-    grammar.check_quick_mode(MessageType.DELETE, parts, reply=True)
-    for part in parts:
-        if isinstance(part, isakmp.Notification) and part.type != NotifyType.INVALID_SPI:
-            quickmode.refuse_error_notification(part)
+def by_path(pairs: Iterable[SaPair]) -> dict[Path, list[SaPair]]:
+    """Pairs by the addresses that they are between: a DELETE is for one such."""
+    groups: dict[Path, list[SaPair]] = {}
+    for pair in pairs:
+        groups.setdefault(Path(pair.local, pair.remote), []).append(pair)
+    return groups
 
 
 @dataclass(slots=True, eq=False)
@@ -187,6 +240,7 @@ class Probing:
     """A STATUS of ours: is the peer alive, and is its EPOCH what we think (RFC 4430 §3.7)?"""
 
     lifecycle: Lifecycle
+    epoch: int
     type: MessageType = MessageType.STATUS
 
     def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
@@ -199,8 +253,7 @@ class Probing:
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """No conclusion may be drawn but that we do not know."""
-        self.lifecycle.probe_ended(exchange.peer)
+        self.lifecycle.probe_failed(exchange.peer, exchange.path, self.epoch, now)
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Its EPOCH is proven, if late."""
-        self.lifecycle.epoch_proven(exchange.peer, reply.epoch, now)

@@ -44,7 +44,10 @@ class Purpose(Protocol):
         """The command has failed; undo what ``prepare`` did."""
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
-        """A REPLY has verified after the command was given up: the peer carried it out."""
+        """A REPLY has verified after the command had ended, and not the one that ended it.
+
+        The peer carried it out though we gave it up, or once more, in another life.
+        """
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +66,8 @@ class Exchange:
     outstanding: list[Authenticator] = field(default_factory=list, repr=False)
     sent_at: list[float] = field(default_factory=list)
     timer: Timer | None = None
+    answered: bool = False  # a REPLY has verified, whatever it says
+    accepted: tuple[kink.Payload, ...] = field(default=(), repr=False)  # the one we acknowledged
     late: bool = False  # a REPLY came after it had failed
     hint: str = ""  # an unproven reason why nothing comes back
     refusal: PeerError | None = None  # what the peer has proven to say instead of yes
@@ -73,6 +78,10 @@ class Exchange:
         return self.state in (State.DONE, State.FAILED)
 
 
+EpochProven = Callable[[Peer, Path, int, float, float], None]
+"""Told the EPOCH of a REPLY, when we sent what it answers, and the instant."""
+
+
 class Initiator:
     """The owner of all commands of ours that are under way."""
 
@@ -81,9 +90,10 @@ class Initiator:
         self._by_xid: dict[int, Exchange] = {}
         self._over: dict[int, Exchange] = {}
         self._waiting: dict[Principal, list[Exchange]] = {}
-        self._epoch_proven: Callable[[Peer, int, float], None] = lambda *_: None
+        self._fetches: dict[Principal, Timer] = {}
+        self._epoch_proven: EpochProven = lambda *_: None
 
-    def observe_epochs(self, observer: Callable[[Peer, int, float], None]) -> None:
+    def observe_epochs(self, observer: EpochProven) -> None:
         """Whom to tell the EPOCH that each verified REPLY proves (RFC 4430 §3.7)."""
         self._epoch_proven = observer
 
@@ -125,7 +135,8 @@ class Initiator:
             exchange.hint = reason
         if waiting:
             patience = now - min(exchange.started for exchange in waiting)
-            self._core.timers.at(
+            self._no_fetch(server)
+            self._fetches[server] = self._core.timers.at(
                 now + max(_FIRST_TICKET_RETRY, patience), lambda _: self._fetch_again(server)
             )
 
@@ -141,15 +152,13 @@ class Initiator:
             exchange.hint = _unproven_error(received.message)
             raise PeerError("unauthenticated-reply", exchange.hint)
         reply = verify_reply(received, exchange.ticket.key, exchange.outstanding)
+        asked = exchange.sent_at[reply.attempt]
         if exchange.over:
-            if reply.ack_request:  # the ACK before may have been lost, RFC 4430 §9
-                self._acknowledge(exchange, xid, exchange.ticket)
-            if exchange.state is State.FAILED and not exchange.late:
-                exchange.late = True
-                self._core.counters["late-reply"] += 1
-                exchange.purpose.late(exchange, reply, now)
+            self._replied_late(exchange, xid, exchange.ticket, reply, now)
+            self._epoch_proven(exchange.peer, exchange.path, reply.epoch, asked, now)
             return
-        exchange.peer.round_trip.sample(now - exchange.sent_at[reply.attempt])
+        exchange.peer.round_trip.sample(now - asked)
+        exchange.answered = True
         event = Event.ACCEPTED
         try:
             _refuse_errors(reply)
@@ -163,19 +172,41 @@ class Initiator:
             self._acknowledge(exchange, xid, exchange.ticket)
         self._step(exchange, event, now)
         if reply.ack_request:
+            exchange.accepted = reply.inner
             self._watch(exchange, now)  # §9: until the responder can no longer repeat the REPLY
-        self._epoch_proven(exchange.peer, reply.epoch, now)
+        self._epoch_proven(exchange.peer, exchange.path, reply.epoch, asked, now)
+
+    def _replied_late(
+        self, exchange: Exchange, xid: int, ticket: Ticket, reply: VerifiedReply, now: float
+    ) -> None:
+        if reply.ack_request:  # the ACK before may have been lost, RFC 4430 §9
+            self._acknowledge(exchange, xid, ticket)
+        if exchange.state is State.DONE:
+            unknown = reply.inner != exchange.accepted
+        else:
+            unknown = not exchange.late
+            exchange.late = True
+        if unknown:
+            self._core.counters["late-reply"] += 1
+            exchange.purpose.late(exchange, reply, now)
 
     def _await_ticket(self, exchange: Exchange) -> None:
         server = exchange.peer.host.service
         waiting = self._waiting.setdefault(server, [])
         waiting.append(exchange)
         if len(waiting) == 1:
-            self._core.emit(FetchTicket(server))
+            self._fetch_again(server)
 
     def _fetch_again(self, server: Principal) -> None:
+        self._no_fetch(server)
         if self._waiting.get(server):
             self._core.emit(FetchTicket(server))
+
+    def _no_fetch(self, server: Principal) -> None:
+        """One attempt at a time, however often what waits for the ticket changes."""
+        timer = self._fetches.pop(server, None)
+        if timer is not None:
+            timer.cancel()
 
     def _step(self, exchange: Exchange, event: Event, now: float) -> None:
         exchange.state, action = step(exchange.state, event)
@@ -202,6 +233,9 @@ class Initiator:
         waiting = self._waiting.get(exchange.peer.host.service, [])
         if exchange in waiting:
             waiting.remove(exchange)
+            if not waiting:
+                del self._waiting[exchange.peer.host.service]
+                self._no_fetch(exchange.peer.host.service)
 
     def _watch(self, exchange: Exchange, now: float) -> None:
         """A command that is still in the network may yet be carried out, a REPLY be repeated."""

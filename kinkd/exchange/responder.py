@@ -7,10 +7,11 @@ import hashlib
 from kinkd.errors import KernelError, Malformed, PeerError, TicketRefused
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Answer, Core
+from kinkd.exchange.debts import InboundSpis
 from kinkd.exchange.effects import Level, Path
 from kinkd.exchange.granting import Granting, Request
 from kinkd.exchange.halfopen import HalfOpen
-from kinkd.exchange.lifecycle import InboundSpis, Lifecycle
+from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, SaPair
 from kinkd.exchange.timing import TokenBucket
 from kinkd.exchange.verified import VerifiedCommand, accept_command, open_command, seal, unseal
@@ -153,6 +154,9 @@ class Responder:
                 made = self._made_by(request, name)
                 if made is None:
                     unknown.append(name)
+                    known = quickmode.known_sa(name)
+                    if known is not None:
+                        request.peer.bury(known, now)
                 else:
                     found[id(made)] = made
         ours = [name for made in found.values() for name in self._give_up(made, request, now)]

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from kinkd.document import Document
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Start
-from kinkd.exchange.effects import FetchTicket, ForgetPair, Path, RecordPair, Report, Send
+from kinkd.exchange.effects import (
+    FetchTicket,
+    ForgetPair,
+    Path,
+    RecordPair,
+    Report,
+    ReserveXids,
+    Send,
+)
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.kerberos import etypes
 from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.kerberos.offline import OfflineAcceptor, OfflineTicketSource
 from kinkd.kernel.memory import MemoryKernel
-from kinkd.kernel.port import Acquire, SaId
+from kinkd.kernel.port import Acquire, Sa, SaId
 from kinkd.keying.algorithms import SUITES
 from kinkd.keying.negotiate import Terms
 from kinkd.model import (
@@ -90,6 +98,7 @@ class Node:
     reports: list[Report] = field(default_factory=list)
     journal: dict[SaId, SaPair] = field(default_factory=dict)
     answered: list[tuple[str, CommandId]] = field(default_factory=list)
+    xids: int = 0
     kdc_up: bool = True
 
     @property
@@ -153,6 +162,7 @@ class World:
         self.sent: list[Send] = []
         self.profile = profile
         self.hosts = hosts
+        self.acceptors: dict[str, OfflineAcceptor] = {}
         self.keys = {
             h.service: (1, etypes.key(18, bytes([n + 1]) * 32)) for n, h in enumerate(hosts)
         }
@@ -166,9 +176,11 @@ class World:
         clock = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
         policy = self.policy(me)
         kvno, key = self.keys[me.service]
-        acceptor = OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
+        acceptor = self.acceptors.setdefault(  # its replay cache outlives the daemon
+            me.name, OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
+        )
         names = frozenset(SUITES) - self.lacking.get(me.name, set())
-        source = random.Random(f"{me.name}{epoch}")  # deterministic nonces
+        source = self._random(me, epoch)
         start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
         endpoint = Endpoint(policy, kernel, acceptor, start)
         endpoint.set_posix(POSIX)
@@ -177,6 +189,10 @@ class World:
         return Node(
             me, endpoint, kernel, OfflineTicketSource(me.client, self.keys, clock), acceptor
         )
+
+    def _random(self, me: Host, epoch: int) -> random.Random:
+        """Where nonces come from: the same in every run."""
+        return random.Random(f"{me.name}{epoch}")
 
     def policy(self, me: Host) -> HostPolicy:
         """What applies to a host: all of the one profile, or what the document says."""
@@ -245,6 +261,8 @@ class World:
                 node.journal.pop(pair.inbound[0], None)
                 if pair.role is Role.RESPONDER:
                     node.answered.append((pair.host, pair.command))
+            case ReserveXids(below):
+                node.xids = below
             case Report():
                 node.reports.append(command)
             case _:
@@ -278,3 +296,124 @@ class World:
         for node in self.nodes.values():
             node.endpoint.tick(now)
         self.settle()
+
+
+class KeyedTwiceError(AssertionError):
+    """An SA was made with keys that had been in use before: its IVs come again."""
+
+
+class WatchedKernel(MemoryKernel):
+    """Notices keys that come a second time, over all lives of a host."""
+
+    def __init__(self, first_spi: int, gone: set[tuple[SaId, bytes]]) -> None:
+        super().__init__(first_spi)
+        self._keys: dict[SaId, bytes] = {}
+        self._gone = gone
+
+    def install_inbound(self, sas: Sequence[Sa]) -> None:
+        self._watch(sas)
+        super().install_inbound(sas)
+
+    def install_outbound(self, sas: Sequence[Sa], refresh: Sequence[SpdEntry]) -> None:
+        self._watch(sas)
+        super().install_outbound(sas, refresh)
+
+    def remove(self, sa: SaId) -> bool:
+        key = self._keys.pop(sa, None)
+        if key is not None:
+            self._gone.add((sa, key))
+        return super().remove(sa)
+
+    def lose_all(self) -> None:
+        """The machine goes down."""
+        for sa in list(self._keys):
+            self.remove(sa)
+
+    def _watch(self, sas: Sequence[Sa]) -> None:
+        for sa in sas:
+            key = bytes(sa.keymat.value)
+            if (sa.id, key) in self._gone:
+                raise KeyedTwiceError(f"{sa.id} had these keys before")
+            self._keys[sa.id] = key
+
+
+class LivingWorld(World):
+    """A world whose kernels count time and acquire, and whose hosts restart as the daemon does."""
+
+    STEP = 5.0  # seconds at most that a kernel is late
+
+    def __init__(self, profile: Profile = FAST, lacking: dict[str, set[str]] | None = None) -> None:
+        self.kernels_count = True  # else their SAs live for ever
+        self._lives = 0
+        self._gone: dict[str, set[tuple[SaId, bytes]]] = {}
+        super().__init__(profile=profile, lacking=lacking)
+
+    def _node(self, me: Host, epoch: int, first_xid: int = 0) -> Node:
+        gone = self._gone.setdefault(me.name, set())
+        return self._alive(me, epoch, first_xid, WatchedKernel(epoch << 16, gone))
+
+    def _random(self, me: Host, epoch: int) -> random.Random:
+        self._lives += 1  # no life draws what another drew
+        return random.Random(f"{me.name}{epoch}{self._lives}")
+
+    def traffic(self, source: str, destination: str) -> str:
+        """A packet between two hosts, and what it makes the kernel ask for."""
+        outcome = passes(self, source, destination)
+        self.settle()
+        return outcome
+
+    def settle(self) -> None:
+        super().settle()
+        while any(self._kernel_events(node) for node in self.nodes.values()):
+            super().settle()
+
+    def _kernel_events(self, node: Node) -> bool:
+        events = node.kernel.events()
+        for event in events:
+            node.endpoint.kernel_event(event, self.now)
+        return bool(events)
+
+    def advance(self, now: float) -> None:
+        while self.now + self.STEP < now:
+            self._advance(self.now + self.STEP)
+        self._advance(now)
+
+    def _advance(self, now: float) -> None:
+        for node in self.nodes.values():
+            if self.kernels_count:
+                node.kernel.advance(now)
+        super().advance(now)
+
+    def begin_anew(self, name: str, *, reboot: bool) -> None:
+        """A new life as ``kinkd.app`` begins it; of a machine that went down no SA survives."""
+        old = self.nodes[name]
+        me, pairs = old.host, list(old.journal.values())
+        survived = bool(pairs) and not reboot
+        epoch = old.endpoint.epoch if survived else old.endpoint.epoch + 16
+        if reboot:
+            if isinstance(old.kernel, WatchedKernel):
+                old.kernel.lose_all()
+            node = self._node(me, epoch)
+        else:
+            node = self._alive(me, epoch, old.xids if survived else 0, old.kernel)
+        self.nodes[name] = node
+        node.kdc_up = old.kdc_up
+        node.answered = list(old.answered)
+        if survived:
+            node.xids, node.journal = old.xids, dict(old.journal)
+            node.endpoint.adopt(pairs)
+        else:
+            lost = [pair for pair in pairs if pair.role is Role.RESPONDER]
+            node.answered += [(pair.host, pair.command) for pair in lost]
+        node.endpoint.recall(node.answered, self.now)
+        node.endpoint.disown(() if survived else pairs, self.now)
+        self._remove_unclaimed(node)
+        self.settle()
+
+    def _remove_unclaimed(self, node: Node) -> None:
+        claimed = {sa for p in node.journal.values() for sa in (*p.inbound, *p.outbound)}
+        there = [state.id for state in node.kernel.states() if not state.larval]
+        unclaimed = [sa for sa in there if sa not in claimed]
+        for sa in unclaimed:
+            node.kernel.remove(sa)
+        node.endpoint.disown_unclaimed(unclaimed, self.now)

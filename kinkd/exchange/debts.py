@@ -1,0 +1,158 @@
+"""What peers are still to delete: pairs of which they may hold a half, and we hold none.
+
+A half-pair is a black hole, and RFC 4430 §3.3 allows none. One comes about where the REPLY to our
+CREATE, the ACK to our REPLY or our DELETE was lost for a whole transaction, and where an SA of
+ours ended before its time. Its SPIs are then named in a DELETE: at once where the peer is thought
+to be reachable; else as soon as a verified message of the peer shows that it is, and after pauses
+of ``FIRST_PAUSE`` seconds, doubled up to ``LONGEST_PAUSE``. So once the network works a half-pair
+dies with the next message between the two daemons, and without one within ``LONGEST_PAUSE`` and
+a round trip; where it never works, at its hard lifetime, beyond which nothing is owed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kinkd.exchange import quickmode
+from kinkd.exchange.core import Core, Peer
+from kinkd.exchange.effects import Level, Path
+from kinkd.exchange.machine import Exchange, Initiator
+from kinkd.exchange.timing import Timer
+from kinkd.exchange.verified import VerifiedReply
+from kinkd.model import IPAddress, IpsecProtocol
+from kinkd.wire import grammar, isakmp, kink
+from kinkd.wire.numbers import MessageType, NotifyType
+
+FIRST_PAUSE = 30.0
+LONGEST_PAUSE = 300.0
+OWED_SPIS = 256
+"""SPIs that one DELETE names, and that are owed for one address pair; the oldest give way."""
+
+InboundSpis = tuple[tuple[IpsecProtocol, int], ...]
+"""What a DELETE names: SPIs that we have chosen."""
+
+
+@dataclass(slots=True, eq=False)
+class _Debt:
+    """What is owed between two addresses; ``until`` when the peer's half ends by itself."""
+
+    peer: Peer
+    path: Path
+    until: dict[tuple[IpsecProtocol, int], float] = field(default_factory=dict)
+    under_way: bool = False
+    pause: float = FIRST_PAUSE
+    not_before: float = 0.0
+    timer: Timer | None = None
+
+
+class Debts:
+    """The owner of all that peers are still to delete."""
+
+    def __init__(self, core: Core, initiator: Initiator) -> None:
+        self._core = core
+        self._initiator = initiator
+        self._debts: dict[tuple[IPAddress, IPAddress], _Debt] = {}
+
+    def __len__(self) -> int:
+        return sum(len(debt.until) for debt in self._debts.values())
+
+    def tell(self, peer: Peer, path: Path, spis: InboundSpis, seconds: float, now: float) -> None:
+        """Have a peer delete SAs, now; it may hold them for ``seconds`` more."""
+        debt = self._owe(peer, path, spis, now + seconds)
+        if not debt.under_way:
+            self._remind(debt, now)
+
+    def owe(self, peer: Peer, path: Path, spis: InboundSpis, seconds: float, now: float) -> None:
+        """The same, of a peer that did not answer a moment ago."""
+        debt = self._owe(peer, path, spis, now + seconds)
+        if not debt.under_way and debt.timer is None:
+            self._set_timer(debt, now)
+
+    def heard(self, peer: Peer, now: float) -> None:
+        """A verified message of the peer came: it can be told."""
+        for debt in list(self._debts.values()):
+            mine = debt.peer is peer
+            if mine and not debt.under_way and now >= debt.not_before:
+                self._remind(debt, now)
+
+    def _owe(self, peer: Peer, path: Path, spis: InboundSpis, until: float) -> _Debt:
+        debt = self._debts.setdefault((path.local, path.remote), _Debt(peer, path))
+        debt.until.update(dict.fromkeys(spis, until))
+        while len(debt.until) > OWED_SPIS:
+            del debt.until[next(iter(debt.until))]
+        return debt
+
+    def _remind(self, debt: _Debt, now: float) -> None:
+        if debt.timer is not None:
+            debt.timer.cancel()
+            debt.timer = None
+        debt.until = {spi: end for spi, end in debt.until.items() if end > now}
+        if not debt.until:
+            del self._debts[debt.path.local, debt.path.remote]
+            return
+        debt.under_way = True
+        reminder = Reminder(self, debt, tuple(debt.until))
+        self._initiator.begin(reminder, debt.peer, debt.path, now)
+
+    def _set_timer(self, debt: _Debt, now: float) -> None:
+        debt.timer = self._core.timers.at(now + debt.pause, lambda then: self._remind(debt, then))
+        debt.pause = min(2 * debt.pause, LONGEST_PAUSE)
+
+    def paid(self, debt: _Debt, spis: InboundSpis, now: float) -> None:
+        """The peer deleted SAs, or does not have them."""
+        for spi in spis:
+            debt.until.pop(spi, None)
+        debt.under_way, debt.pause, debt.not_before = False, FIRST_PAUSE, 0.0
+        self._core.counters["delete.initiated"] += len(spis)
+        host = debt.peer.host.name
+        self._core.report(Level.INFO, "sa-deleted", peer=host, role="initiator", sas=len(spis))
+        self._remind(debt, now)  # what has become owed in the meantime
+
+    def failed(self, debt: _Debt, reason: str, now: float, *, answered: bool) -> None:
+        """It was not told, or refuses; a refusal alone shall not make us ask again at once."""
+        debt.under_way = False
+        debt.not_before = now + debt.pause if answered else 0.0
+        self._core.counters["delete.failed"] += 1
+        if debt.pause == FIRST_PAUSE:  # once is enough
+            host = debt.peer.host.name
+            self._core.report(Level.WARNING, "delete-failed", peer=host, reason=reason)
+        self._set_timer(debt, now)
+
+
+@dataclass(slots=True, eq=False)
+class Reminder:
+    """A DELETE of pairs of which nothing is left on our side."""
+
+    debts: Debts
+    debt: _Debt
+    spis: InboundSpis
+    type: MessageType = MessageType.DELETE
+
+    def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
+        """Name the inbound SAs that we offered (RFC 4430 §3.3)."""
+        return (quickmode.deletion(self.spis),)
+
+    def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
+        """They are gone."""
+        check_deletion(reply.inner)
+        self.debts.paid(self.debt, self.spis, now)
+
+    def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
+        """Later, then."""
+        self.debts.failed(self.debt, reason, now, answered=exchange.answered)
+
+    def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
+        """The peer is heard again: it is told again."""
+
+
+def check_deletion(inner: Iterable[kink.Payload]) -> None:
+    """Whether the answer to a DELETE is yes; INVALID-SPI is (RFC 4430 §3.3). Raises PeerError."""
+    for payload in inner:
+        if not isinstance(payload, kink.Isakmp):
+            continue
+        parts = isakmp.decode(payload)
+        grammar.check_quick_mode(MessageType.DELETE, parts, reply=True)
+        for part in parts:
+            if isinstance(part, isakmp.Notification) and part.type != NotifyType.INVALID_SPI:
+                quickmode.refuse_error_notification(part)

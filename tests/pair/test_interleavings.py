@@ -1,0 +1,171 @@
+"""Whatever two hosts do and the network makes of it: once it works, both are as if nothing was.
+
+Actions are done in any order: traffic, wishes of people, limits that are reached, datagrams that
+are delivered, lost, doubled or late, time, new lives of the daemon or the machine, a KDC that is
+away. Then the network works, packets go both ways, and after ``SETTLED`` seconds all must be well.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinkd.exchange.effects import Send
+from kinkd.kernel.port import Expire
+from kinkd.keying.algorithms import SUITES
+from kinkd.model import Host, Profile
+from tests.support.pair import ALICE, BOB, FAST, LivingWorld, mirrored
+
+SETTLED = 700.0
+"""Seconds of a network that works: beyond the longest that a half-pair may live then."""
+FORGOTTEN = 5000.0
+"""Seconds after which nothing is remembered of what is over: beyond the life of a pair."""
+EXAMPLES = 3000 if os.environ.get("KINKD_LONG") else 60
+
+NAMES = ("alice", "bob")
+HOSTS: dict[str, Host] = {"alice": ALICE, "bob": BOB}
+WORLDS: dict[str, Callable[[], LivingWorld]] = {
+    "fast": lambda: LivingWorld(FAST),
+    "ke": lambda: LivingWorld(replace(FAST, groups=(19,))),
+    "ke-or-not": lambda: LivingWorld(replace(FAST, groups=(19, None), esn=(True, False))),
+    "second-suite": lambda: LivingWorld(FAST, lacking={"bob": {"aes256gcm16"}}),
+    "bundle": lambda: LivingWorld(BUNDLE),
+}
+BUNDLE = Profile("bundle", (SUITES["ah-sha256+aes128gcm16"],), FAST.lifetime)
+PASSING = ("esp", "ah+esp")
+
+Action = tuple[str, int]  # what, and one number that says at whom, of what, or how long
+
+
+def act(world: LivingWorld, action: Action) -> None:
+    """Do one thing."""
+    what, number = action
+    me, peer = NAMES[number % 2], NAMES[1 - number % 2]
+    match what:
+        case "traffic":
+            assert world.traffic(me, peer) in (*PASSING, "held", "dropped")
+        case "acquire":
+            world.acquire(me, peer)
+        case "initiate":
+            world.initiate(me, peer)
+        case "soft" | "hard":
+            expire(world, me, number // 2, hard=what == "hard")
+        case "terminate":
+            world[me].endpoint.terminate(HOSTS[peer], world.now, lambda _: None)
+        case "time":
+            world.advance(world.now + (0.2, 0.6, 1.1, 5.0, 12.0, 35.0, 70.0)[number % 7])
+        case "restart" | "reboot":
+            world.begin_anew(me, reboot=what == "reboot")
+        case "kdc":
+            world[me].kdc_up = not world[me].kdc_up
+        case "deliver" | "drop" | "double" if world.wire:
+            at = number % len(world.wire)
+            send = world.wire[at]
+            if what != "double":
+                del world.wire[at]
+            if what != "drop":
+                world.deliver(send)
+    world.settle()
+
+
+def expire(world: LivingWorld, name: str, number: int, *, hard: bool) -> None:
+    """Let an SA come to one of its limits."""
+    node = world[name]
+    pairs = list(node.endpoint.pairs)
+    if not pairs:
+        return
+    pair = pairs[number // 2 % len(pairs)]
+    sa = (pair.outbound if number % 2 or not hard else pair.inbound)[0]
+    if hard:
+        node.kernel.remove(sa)
+    node.endpoint.kernel_event(Expire(sa, pair.reqid, hard=hard), world.now)
+
+
+def settle(world: LivingWorld, seconds: float, lost: Callable[[], bool] = lambda: False) -> None:
+    """Packets both ways every ten seconds, over a network that works, or nearly."""
+
+    def network(send: Send) -> list[Send]:
+        return [] if lost() else [send]
+
+    for node in world.nodes.values():
+        node.kdc_up = True
+    end = world.now + seconds
+    while world.now < end:
+        for me, peer in (NAMES, NAMES[::-1]):
+            world.traffic(me, peer)
+        world.run(10.0, network)
+
+
+def assert_well(world: LivingWorld) -> None:
+    """One pair, known to both, and nothing else in either kernel; packets pass both ways."""
+    alice, bob = (list(world[name].endpoint.pairs) for name in NAMES)
+    assert (len(alice), len(bob)) == (1, 1)
+    assert mirrored(alice[0], bob[0])
+    for name, (pair,) in zip(NAMES, (alice, bob), strict=True):
+        there = {state.id for state in world[name].kernel.states()}
+        assert there == {*pair.inbound, *pair.outbound}
+        assert list(world[name].journal.values()) == [pair]
+    for me, peer in (NAMES, NAMES[::-1]):
+        assert world.traffic(me, peer) in PASSING
+
+
+def assert_forgotten(world: LivingWorld) -> None:
+    """Nothing that is over is kept, and nothing is ever to be done again."""
+    for node in world.nodes.values():
+        endpoint = node.endpoint
+        assert endpoint.next_timer() is None
+        assert endpoint.commands_under_way == 0
+        assert not endpoint._creating
+        assert not endpoint._initiator._over
+        assert not endpoint._responder.half_open._open
+        assert not endpoint._crossings._theirs
+        assert not endpoint._crossings._couples
+        assert not endpoint._lifecycle._probed
+
+
+NUMBERS = st.integers(0, 13)
+COMMON = ("acquire", "deliver", "deliver", "deliver", "time")
+RARE = (
+    *("traffic", "initiate", "soft", "hard", "terminate"),
+    *("drop", "double", "restart", "reboot", "kdc"),
+)
+ACTIONS: st.SearchStrategy[list[Action]] = st.lists(
+    st.tuples(st.sampled_from(COMMON * 3 + RARE * 2), NUMBERS), max_size=25
+)
+
+
+@pytest.mark.parametrize("kind", WORLDS)
+@settings(max_examples=EXAMPLES)
+@given(actions=ACTIONS)
+def test_whatever_happens_both_end_with_the_same_pair_and_nothing_else(
+    kind: str, actions: list[Action]
+) -> None:
+    world = WORLDS[kind]()
+    for action in actions:
+        act(world, action)
+    settle(world, SETTLED)
+    assert_well(world)
+    world.kernels_count = False
+    world.run(FORGOTTEN)
+    assert_forgotten(world)
+
+
+@pytest.mark.parametrize("kind", WORLDS)
+@settings(max_examples=EXAMPLES // 2)
+@given(actions=ACTIONS, seed=st.integers(0, 1 << 32))
+def test_a_network_that_loses_a_third_for_good_comes_to_the_same(
+    kind: str, actions: list[Action], seed: int
+) -> None:
+    world = WORLDS[kind]()
+    for action in actions:
+        act(world, action)
+    chance = random.Random(seed)
+    settle(world, 2 * SETTLED, lambda: chance.random() < 1 / 3)
+    settle(world, 20.0)  # a DELETE may be under way
+    assert_well(world)
