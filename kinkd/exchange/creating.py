@@ -180,7 +180,7 @@ class Creating:
         """Take the optimistic SAs back; where the peer made its half, have it removed too."""
         for sa in self._inbound:
             self.core.remove_sa(sa)
-        if self._inbound and (self._created_by_peer or not exchange.answered):
+        if exchange.sent_at and (self._created_by_peer or not exchange.answered):
             # Its REPLY may have been lost; where it answered nothing it is told when it is heard.
             self._disown(exchange, now, silent=not exchange.answered and not self.core.closing)
         if self.superseded is not None:

@@ -7,11 +7,17 @@ each had ended its own before the other's came, each would have ended before the
 
 The other end may not know the rule, or not have seen it: a loser that it leaves is deleted for
 it after a while. Nothing else is: pairs that were not seen to cross may all be meant.
+
+A restart forgets nonces. Of pairs for the same that an earlier life left behind, the one that
+holds the lowest SPI loses, once the other end has had time enough to settle it by their nonces.
+
+What came before is no matter of this: a CREATE replaces all that was there when it began.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 from kinkd.exchange.core import Core
@@ -56,6 +62,13 @@ class Crossings:
                 over = now + 2 * TRANSACTION_SECONDS  # no ACK comes after that
                 self._core.timers.at(over, functools.partial(self._forget, couple))
 
+    def adopted(self, pairs: list[SaPair], now: float) -> None:
+        """Pairs of one slot outlived a restart. Both ends know their SPIs."""
+        for lost, kept in itertools.combinations(sorted(pairs, key=_spis), 2):
+            if lost.selector == kept.selector:
+                when = now + 2 * PATIENCE
+                self._core.timers.at(when, functools.partial(self._delete, lost, kept))
+
     def established(self, theirs: SaPair, now: float) -> None:
         """The pair that a peer asked for is up."""
         for couple in [couple for couple in self._couples if couple[1] is theirs]:
@@ -76,7 +89,7 @@ class Crossings:
             wait += PATIENCE
         self._core.counters["create.crossed"] += 1
         self._core.report(Level.INFO, "create-crossed", **kept.words())
-        self._core.timers.at(now + wait, lambda then: self._delete(lost, kept, then))
+        self._core.timers.at(now + wait, functools.partial(self._delete, lost, kept))
 
     def _delete(self, lost: SaPair, kept: SaPair, now: float) -> None:
         if self._core.pairs.holds(lost) and self._core.pairs.holds(kept):
@@ -87,3 +100,7 @@ class Crossings:
         policy = self._core.policy
         host = policy.me if pair.role is Role.INITIATOR else policy.host_by_name(pair.host)
         return pair.lowest_nonce, str(host.client).encode() if host is not None else b""
+
+
+def _spis(pair: SaPair) -> list[int]:
+    return sorted(spi for spis in pair.sas for spi in (spis.inbound, spis.outbound))

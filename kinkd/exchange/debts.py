@@ -52,10 +52,10 @@ class Debts:
     def __init__(self, core: Core, initiator: Initiator) -> None:
         self._core = core
         self._initiator = initiator
-        self._debts: dict[tuple[IPAddress, IPAddress], _Debt] = {}
+        self._debts: dict[str, dict[tuple[IPAddress, IPAddress], _Debt]] = {}  # by host
 
     def __len__(self) -> int:
-        return sum(len(debt.until) for debt in self._debts.values())
+        return sum(len(debt.until) for of in self._debts.values() for debt in of.values())
 
     def tell(self, peer: Peer, path: Path, spis: InboundSpis, seconds: float, now: float) -> None:
         """Have a peer delete SAs, now; it may hold them for ``seconds`` more."""
@@ -71,13 +71,13 @@ class Debts:
 
     def heard(self, peer: Peer, now: float) -> None:
         """A verified message of the peer came: it can be told."""
-        for debt in list(self._debts.values()):
-            mine = debt.peer is peer
-            if mine and not debt.under_way and now >= debt.not_before:
+        for debt in list(self._debts.get(peer.host.name, {}).values()):
+            if not debt.under_way and now >= debt.not_before:
                 self._remind(debt, now)
 
     def _owe(self, peer: Peer, path: Path, spis: InboundSpis, until: float) -> _Debt:
-        debt = self._debts.setdefault((path.local, path.remote), _Debt(peer, path))
+        of_host = self._debts.setdefault(peer.host.name, {})
+        debt = of_host.setdefault((path.local, path.remote), _Debt(peer, path))
         debt.until.update(dict.fromkeys(spis, until))
         while len(debt.until) > OWED_SPIS:
             del debt.until[next(iter(debt.until))]
@@ -89,11 +89,17 @@ class Debts:
             debt.timer = None
         debt.until = {spi: end for spi, end in debt.until.items() if end > now}
         if not debt.until:
-            del self._debts[debt.path.local, debt.path.remote]
+            self._forget(debt)
             return
         debt.under_way = True
         reminder = Reminder(self, debt, tuple(debt.until))
         self._initiator.begin(reminder, debt.peer, debt.path, now)
+
+    def _forget(self, debt: _Debt) -> None:
+        of_host = self._debts[debt.peer.host.name]
+        del of_host[debt.path.local, debt.path.remote]
+        if not of_host:
+            del self._debts[debt.peer.host.name]
 
     def _set_timer(self, debt: _Debt, now: float) -> None:
         debt.timer = self._core.timers.at(now + debt.pause, lambda then: self._remind(debt, then))

@@ -98,10 +98,17 @@ class Endpoint:
         """Set POSIX time minus monotonic time, seconds."""
         self._core.posix_offset = offset
 
-    def adopt(self, pairs: Iterable[SaPair]) -> None:
-        """Take up pairs that an earlier life of this daemon left in the kernel."""
-        for pair in pairs:
+    def adopt(self, pairs: Iterable[SaPair], now: float | None = None) -> None:
+        """Take up pairs that an earlier life of this daemon left in the kernel.
+
+        With ``now``, of several for the same one will remain.
+        """
+        adopted = list(pairs)
+        for pair in adopted:
             self._core.pairs.add(pair)
+        if now is not None:
+            for slot in {pair.slot for pair in adopted}:
+                self._crossings.adopted(self._core.pairs.in_slot(slot), now)
 
     def recall(self, commands: Iterable[tuple[str, CommandId]], now: float) -> None:
         """Know again the CREATEs, by host, whose pairs an earlier life gave up."""

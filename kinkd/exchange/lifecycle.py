@@ -1,4 +1,7 @@
-"""How SAs end: DELETE with its grace, expiry, rekeying, a peer that lost its state."""
+"""How SAs end: DELETE with its grace, expiry, a peer that lost its state.
+
+However a pair ends on our side, its peer is told, and told again until it answers: see ``debts``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from kinkd.exchange.debts import FIRST_PAUSE, Debts, InboundSpis, check_deletion
 from kinkd.exchange.effects import ForgetPair, Level, Path
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import Role, SaPair
+from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kernel.port import SaId
 from kinkd.wire import kink
@@ -95,8 +99,16 @@ class Lifecycle:
             host = self._core.policy.host_by_name(group[0].host)
             if host is not None:
                 spis = tuple(name for pair in group for name in pair.inbound_spis)
-                seconds = max(pair.lifetime.seconds for pair in group)
-                self.disown(self._core.peer(host), path, spis, now, seconds=seconds)
+                self.disown(
+                    self._core.peer(host), path, spis, now, seconds=self.seconds_left(group, now)
+                )
+
+    def seconds_left(self, pairs: Iterable[SaPair], now: float) -> float:
+        """How long a peer may hold its halves of pairs that ended before their time."""
+        posix = self._core.posix(now)
+        left = max(pair.created + pair.lifetime.seconds - posix for pair in pairs)
+        # Its half may have been made a whole exchange later.
+        return max(0.0, left) + TRANSACTION_SECONDS
 
     def expired(self, sa: SaId, now: float) -> None:
         """The kernel removed one SA of a pair: the other goes with it, here and at the peer.
@@ -128,9 +140,7 @@ class Lifecycle:
         if peer.host.name in self._probed:
             return
         self._probed.add(peer.host.name)
-        self._core.report(
-            Level.INFO, "epoch-changed", peer=peer.host.name, epoch=epoch, proven=False
-        )
+        self._core.report(Level.INFO, "epoch-doubted", peer=peer.host.name, claimed=epoch)
         self._initiator.begin(Probing(self, epoch), peer, path, now)
 
     def epoch_proven(self, peer: Peer, path: Path, epoch: int, asked: float, now: float) -> None:
@@ -212,7 +222,7 @@ class Deleting:
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """The peer cannot be told; its half ends when it is heard again."""
         self.lifecycle.remove_inbound(self.pairs)
-        seconds = max(pair.lifetime.seconds for pair in self.pairs)
+        seconds = self.lifecycle.seconds_left(self.pairs, now)
         self.lifecycle.disown(
             exchange.peer, exchange.path, self.spis, now, seconds=seconds, silent=True
         )
@@ -240,7 +250,7 @@ class Probing:
     """A STATUS of ours: is the peer alive, and is its EPOCH what we think (RFC 4430 §3.7)?"""
 
     lifecycle: Lifecycle
-    epoch: int
+    epoch: int  # what the peer claims
     type: MessageType = MessageType.STATUS
 
     def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:

@@ -401,7 +401,7 @@ class LivingWorld(World):
         node.answered = list(old.answered)
         if survived:
             node.xids, node.journal = old.xids, dict(old.journal)
-            node.endpoint.adopt(pairs)
+            node.endpoint.adopt(pairs, self.now)
         else:
             lost = [pair for pair in pairs if pair.role is Role.RESPONDER]
             node.answered += [(pair.host, pair.command) for pair in lost]
