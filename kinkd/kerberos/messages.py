@@ -135,10 +135,21 @@ def read_ap_req(raw: bytes) -> ApReq:
     """Read a KRB_AP_REQ; nothing is decrypted."""
     fields = _message(raw, Tag.AP_REQ)
     options = fields.field(2).flags()
-    ticket = _ticket(fields.field(3).rest())
+    ticket = read_ticket(fields.field(3).rest())
     authenticator = _encrypted(fields.field(4))
     fields.extensions(4)
     return ApReq(options, ticket, authenticator.etype, authenticator.cipher)
+
+
+def read_ticket(raw: bytes) -> TicketHeader:
+    """Read a Ticket; nothing is decrypted (RFC 4120 §5.3)."""
+    fields = Reader(raw).application(Tag.TICKET)
+    _require(fields.field(0).integer(), _PVNO, "tkt-vno")
+    realm = fields.field(1).string()
+    sname = _principal(fields.field(2), realm)
+    encrypted = _encrypted(fields.field(3))
+    fields.extensions(3)
+    return TicketHeader(realm, sname, encrypted.etype, encrypted.kvno, encrypted.cipher, raw)
 
 
 def read_enc_ticket(plain: bytes) -> EncTicket:
@@ -367,16 +378,6 @@ def _message(raw: bytes, tag: Tag) -> Reader:
     _require(fields.field(0).integer(), _PVNO, "pvno")
     _require(fields.field(1).integer(), tag, "msg-type")
     return fields
-
-
-def _ticket(raw: bytes) -> TicketHeader:
-    fields = Reader(raw).application(Tag.TICKET)
-    _require(fields.field(0).integer(), _PVNO, "tkt-vno")
-    realm = fields.field(1).string()
-    sname = _principal(fields.field(2), realm)
-    encrypted = _encrypted(fields.field(3))
-    fields.extensions(3)
-    return TicketHeader(realm, sname, encrypted.etype, encrypted.kvno, encrypted.cipher, raw)
 
 
 def _encrypted(reader: Reader) -> EncryptedData:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kinkd.decode import pcap, text
 from kinkd.decode.document import plain
 from kinkd.decode.reader import Reader
+from kinkd.decode.summary import Summary
 from kinkd.errors import LocalError
 from kinkd.kerberos.keytab import read_keytab
 from tests.support import packets, recordings
@@ -40,7 +41,7 @@ def damaged(draw, originals):
 def shown(view: object) -> None:
     out = io.StringIO()
     if isinstance(view, pcap.Other):
-        out.write(text.render_other(view, 0))
+        out.writelines(text.render_others([view, view], 0))
     else:
         out.writelines(text.render_message(view, 0, show_keys=True))
     json.dumps(plain(view, show_keys=True))
@@ -62,6 +63,9 @@ def test_any_capture_is_read_or_refused(octets):
 @settings(deadline=None)
 @given(st.lists(damaged(st.sampled_from([packet.octets for packet in DATAGRAMS])), max_size=3))
 def test_any_datagram_has_a_view(octets):
-    reader = Reader(KEYS)
+    reader, summary = Reader(KEYS), Summary()
     for datagram in (*DATAGRAMS, *(dataclasses.replace(DATAGRAMS[0], octets=o) for o in octets)):
-        shown(reader.read(datagram))
+        view = reader.read(datagram)
+        shown(view)
+        summary.add(view)
+    assert "\n" not in "".join(summary.lines(0))
