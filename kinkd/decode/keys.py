@@ -161,27 +161,20 @@ def derive(
         own = [each for each in _proposals(offered) if (each.number, each.protocol_id) == name]
         if not own:
             raise Keyless(f"proposal {theirs.number} was not offered")
-        sides = (
-            ("initiator", ends.initiator, own[0]),
-            ("responder", ends.responder, theirs),
-        )
+        sides = (("initiator", ends.initiator, own[0]), ("responder", ends.responder, theirs))
         for receiver, destination, one in sides:
             material = keymat.derive(prf, one.protocol_id, one.spi, ni, nr, octets=lengths.total)
-            split = lengths.encryption
-            encryption, authentication = material.value[:split], material.value[split:]
-            material.wipe()
-            found.append(
-                KeymatView(
-                    number,
-                    receiver,
-                    destination,
-                    one.protocol_id,
-                    one.spi,
-                    Secret(encryption),
-                    Secret(authentication),
-                )
-            )
+            halves = _split(material, lengths.encryption)
+            sa = (receiver, destination, one.protocol_id, one.spi)
+            found.append(KeymatView(number, *sa, *halves))
     return tuple(found)
+
+
+def _split(material: Secret, octets: int) -> tuple[Secret, Secret]:
+    """The key of encryption first, then that of authentication (RFC 2409 §5.5)."""
+    halves = Secret(material.value[:octets]), Secret(material.value[octets:])
+    material.wipe()
+    return halves
 
 
 def _proposals(payloads: Iterable[object]) -> list[isakmp.Proposal]:
