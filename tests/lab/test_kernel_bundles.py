@@ -192,6 +192,8 @@ def test_where_a_part_of_a_bundle_is_refused_nothing_of_it_stays(sides: dict[str
         with pytest.raises(KernelError, match=f"NEWSA {refused} SA"):
             kernel.install_outbound(sas, [])
         assert kernel.states() == []
+    with pytest.raises(KernelError, match="NEWSA AH SA"):  # of two refusals the first one's
+        kernel.install_outbound([bad_esp, bad_ah], [])
     # Nor does anything go that was there before.
     kernel.install_inbound([esp])
     with pytest.raises(KernelError, match="UPDSA AH SA"):
