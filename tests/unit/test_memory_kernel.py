@@ -389,6 +389,24 @@ def test_what_comes_through_a_tunnel_needs_a_policy_of_its_direction() -> None:
     assert MemoryKernel().send(bob, HERE, THERE) == "clear"
 
 
+def test_no_tunnel_is_passed_over_to_find_what_the_policy_asks_for() -> None:
+    bob = MemoryKernel()
+    outer = tunnel(Selector.between(A, B))
+    bob.install_inbound([sa()])
+    bob.install_inbound([outer])
+    bob.write_policy(IN)
+    assert bob.receive(Packet(Flow(A, B), (sa(),)))
+    assert not bob.receive(Packet(Flow(A, B), (sa(), outer)))
+
+
+def test_an_optional_template_takes_no_sa_from_one_that_requires_it() -> None:
+    bob = MemoryKernel()
+    bob.install_inbound([sa()])
+    bob.write_policy(replace(IN, templates=(ESP, replace(ESP, optional=True))))
+    assert bob.receive(Packet(Flow(A, B), (sa(),)))
+    assert not bob.receive(Packet(Flow(A, B)))
+
+
 def test_transport_mode_is_accepted_where_no_policy_speaks_of_it() -> None:
     bob = MemoryKernel()
     bob.install_inbound([sa()])
