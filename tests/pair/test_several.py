@@ -78,6 +78,7 @@ def acknowledge(world: World, xid: int = 7) -> None:
 # --- several Quick Modes ---
 
 
+@pytest.mark.rfc("4430-5-1", "4430-4.2.6-3")
 def test_each_quick_mode_is_answered_in_its_place_and_makes_its_pair() -> None:
     world = World()
     ack, inner = told(
@@ -187,6 +188,7 @@ def keyed(**options: object) -> World:
     return world
 
 
+@pytest.mark.rfc("4430-5-1")
 def test_a_bundle_has_an_spi_and_keys_for_each_protocol_and_both_are_needed() -> None:
     world = keyed()
     (ours,), (theirs,) = world["alice"].endpoint.pairs, world["bob"].endpoint.pairs

@@ -170,6 +170,7 @@ def quick_modes(world: World, kind: MessageType) -> list[tuple[isakmp.QuickModeP
     return found
 
 
+@pytest.mark.rfc("4430-5-1")
 def test_the_identities_say_what_the_tunnel_carries_and_come_back() -> None:
     world = sites()
     key(world, "gate", "door", SITE_A, SITE_B)
@@ -214,6 +215,7 @@ def span(first: str, last: str) -> isakmp.Identification:
     return isakmp.Identification(IdType.IPV4_ADDR_RANGE, 0, 0, packed)
 
 
+@pytest.mark.rfc("4430-5-1")
 @pytest.mark.parametrize(
     ("clients", "refusal"),
     [
