@@ -243,16 +243,16 @@ def _protected(
 def tunnel_ends(me: Host, peer: Host) -> tuple[IPAddress, IPAddress] | None:
     """Between which of their addresses two hosts have their tunnels; None: no one family.
 
-    The addresses that stand first in the document, of them IPv4. The peer comes to the same
-    two, the other way round: what remains equal is decided by the addresses themselves.
+    The addresses that stand first in the document, of two equally good pairs that of IPv4. The peer
+    comes to the same two: two pairs of one family are never equally good.
     """
     pairs = [
-        (i + j, local.version, sorted((int(local), int(remote))), local, remote)
+        (i + j, local.version, local, remote)
         for i, local in enumerate(me.addresses)
         for j, remote in enumerate(peer.addresses)
         if local.version == remote.version
     ]
-    return min(pairs, key=lambda pair: pair[:3])[3:] if pairs else None
+    return min(pairs, key=lambda pair: pair[:2])[2:] if pairs else None
 
 
 def _prefixes(host: Host) -> tuple[IPNetwork, ...]:
