@@ -22,12 +22,12 @@ realm = "EXAMPLE.TEST"
 
 [hosts.gate]
 fqdn = "gate.example.test"
-addresses = ["192.0.2.1", "2001:db8::1"]
+addresses = ["192.0.2.1"]
 networks = ["10.1.0.0/16", "2001:db8:1::/48"]
 
 [hosts.door]
 fqdn = "door.example.test"
-addresses = ["192.0.2.2", "2001:db8::2"]
+addresses = ["192.0.2.2"]
 networks = ["10.2.0.0/16", "10.3.0.0/16", "2001:db8:2::/48"]
 
 [hosts.rover]
@@ -52,7 +52,10 @@ SIX_A, SIX_B = IPv6Address("2001:db8:1::7"), IPv6Address("2001:db8:2::7")
 
 
 def sites(suites: str = '["aes256gcm16"]', udp: str = "false") -> World:
-    return World(document=DOCUMENT.format(suites=suites, udp=udp))
+    text = DOCUMENT.format(suites=suites, udp=udp)
+    if "+" in suites:  # the kernel has no AH around a tunnel of another family
+        text = text.replace(', "2001:db8:1::/48"', "").replace(', "2001:db8:2::/48"', "")
+    return World(document=text)
 
 
 def wanted(world: World, source: str, destination: str, one: object, other: object):
@@ -85,7 +88,7 @@ def goes(world: World, source: str, destination: str, one: object, other: object
         ("gate", "door", SIX_A, SIX_B),  # IPv6 through IPv4
         ("rover", "gate", IPv4Address("192.0.2.3"), SITE_A),
         ("rover", "gate", IPv4Address("192.0.2.3"), IPv4Address("192.0.2.1")),
-        ("gate", "door", IPv6Address("2001:db8::1"), SIX_B),
+        ("gate", "door", IPv4Address("192.0.2.1"), SITE_B),
     ],
     ids=["site to site", "six in four", "host to site", "host to gateway", "gateway to site"],
 )
@@ -96,7 +99,7 @@ def test_a_tunnel_carries_both_ways_and_nothing_passes_in_clear(
     suites: str, source: str, destination: str, one: object, other: object
 ) -> None:
     if "+" in suites and isinstance(one, IPv6Address):
-        return  # the kernel has no AH around a tunnel of another family
+        return
     world = sites(suites)
     assert goes(world, source, destination, one, other) == "held"
     world[source].kernel.events()
@@ -113,10 +116,9 @@ def test_a_tunnel_carries_both_ways_and_nothing_passes_in_clear(
 
 def test_four_in_six() -> None:
     world = World(
-        document=DOCUMENT.format(suites='["aes256gcm16"]', udp="false")
-        .replace('"192.0.2.1", ', "")
-        .replace('"192.0.2.2", ', "")
-        .replace('["192.0.2.3"]', '["2001:db8::3"]')
+        document=DOCUMENT.format(suites='["aes256gcm16"]', udp="false").replace(
+            '"192.0.2.', '"2001:db8::'
+        )
     )
     key(world, "gate", "door", SITE_A, SITE_B)
     (pair,) = world["gate"].endpoint.pairs

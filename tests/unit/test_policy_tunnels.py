@@ -79,10 +79,14 @@ def realms(draw: st.DrawFn) -> RealmPolicy:
     for owner, network in zip(owners, NETWORKS, strict=True):
         networks.setdefault(owner, []).append(network)
     try:
-        return parsed(document(addresses, networks, draw(RULES)))
-    except DocumentError as error:
+        found = parsed(document(addresses, networks, draw(RULES)))
+        for name in NAMES:
+            resolve(found, name, Options())
+    except (DocumentError, LocalError) as error:
         assume("they have no addresses of one family" not in str(error))
+        assume("of another address family" not in str(error))
         raise
+    return found
 
 
 def small(networks: Mapping[str, list[str]], rules: Rules) -> RealmPolicy:
@@ -396,3 +400,15 @@ def test_the_reqid_of_a_tunnel_comes_from_what_it_is_for() -> None:
     (each,) = resolve(small({}, [(["a"], ["b"], "cbc tunnel")]), "a", Options()).protections
     name = "tunnel/cbc/192.0.2.1/32/192.0.2.2/32/b"
     assert each.reqid == reqids_of([name], block)[name]
+
+
+def test_what_the_kernel_cannot_have_is_refused_by_name() -> None:
+    text = document(
+        {"a": ["192.0.2.1"], "b": ["192.0.2.2"]},
+        {"a": ["2001:db8:1::/48"], "b": ["2001:db8:2::/48"]},
+        [(["a"], ["b"], "both tunnel")],
+    )
+    wanted = "ESP in AH between 192.0.2.1 and 192.0.2.2 cannot carry 2001:db8:1::/48"
+    with pytest.raises(LocalError, match=wanted):
+        resolve(parsed(text), "a", Options())
+    resolve(parsed(text.replace("both tunnel", "cbc tunnel")), "a", Options())
