@@ -101,7 +101,7 @@ class GssTicket:
             # The cache holds no TGT: libkrb5 can only say that it finds nothing usable.
             why = "it has expired" if self.end <= time.time() else _text(error)
             raise TicketUnavailable(f"the ticket for {self.server} cannot be used: {why}") from None
-        ctime, cusec = _authenticator_time(messages.read_ap_req(ap_req), self.key)
+        ctime, cusec = messages.authenticator_time(self.key, messages.read_ap_req(ap_req))
         return Authenticator(ap_req, ctime, cusec)
 
 
@@ -350,7 +350,7 @@ class GssAcceptor:
         ):
             raise TicketRefused("client-mismatch", f"not the ticket of {opened.client}", 36)
         try:
-            ctime, cusec = _authenticator_time(request, opened.key)
+            ctime, cusec = messages.authenticator_time(opened.key, request)
         except PeerError as error:
             raise TicketRefused(error.reason, error.detail, _MSG_TYPE) from None
         if ctime + cusec / 1_000_000 < self._birth:
@@ -457,11 +457,6 @@ def _ap_req(creds: gss.Creds, target: gss.Name) -> bytes:
         target, creds, mech=MechType.kerberos, flags=RequirementFlag.mutual_authentication
     ).token
     return messages.gss_unframe(token)[1]
-
-
-def _authenticator_time(ap_req: messages.ApReq, key: SessionKey) -> tuple[int, int]:
-    plain = key.decrypt(messages.Usage.AP_REQ_AUTHENTICATOR, ap_req.authenticator_cipher)
-    return messages.read_authenticator_time(plain)
 
 
 def _minor(error: GSSError) -> int:

@@ -185,6 +185,16 @@ def read_authenticator_time(plain: bytes) -> tuple[int, int]:
     return fields.field(5).time(), cusec
 
 
+def authenticator_time(key: SessionKey, request: ApReq) -> tuple[int, int]:
+    """(ctime, cusec) of an AP-REQ's authenticator, decrypted under the ticket's session key.
+
+    Raises PeerError: the authenticator is not genuine, or has no time.
+    """
+    return read_authenticator_time(
+        key.decrypt(Usage.AP_REQ_AUTHENTICATOR, request.authenticator_cipher)
+    )
+
+
 def read_ap_rep(key: SessionKey, raw: bytes) -> tuple[int, int]:
     """(ctime, cusec) of a KRB_AP_REP, decrypted under the ticket's session key.
 

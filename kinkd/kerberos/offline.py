@@ -231,6 +231,7 @@ class OfflineTicketSource:
         clock: POSIX seconds.
         session_etype: the etype of the session keys.
         lifetime: of a ticket, seconds.
+        host_clock: the client's own clock, by which authenticators are made; None: the KDC's.
     """
 
     def __init__(
@@ -240,12 +241,14 @@ class OfflineTicketSource:
         clock: Callable[[], float],
         session_etype: int = 18,
         lifetime: int = 36000,
+        host_clock: Callable[[], float] | None = None,
     ) -> None:
         self._client = client
         self._server_keys = server_keys
         self._clock = clock
         self._session_etype = session_etype
         self._lifetime = lifetime
+        self._host_clock = host_clock or clock
 
     def fetch(self, server: Principal) -> OfflineTicket:
         """A ticket for ``server`` with a session key of its own.
@@ -268,7 +271,7 @@ class OfflineTicketSource:
             end=now + self._lifetime,
         )
         raw = messages.build_ticket(server, kvno, server_key, part)
-        return OfflineTicket(raw, session, self._client, server, part.end, self._clock)
+        return OfflineTicket(raw, session, self._client, server, part.end, self._host_clock)
 
 
 def _malformed(error: PeerError) -> TicketRefused:

@@ -25,7 +25,13 @@ from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
 from kinkd.kerberos import offline
 from kinkd.kerberos.etypes import Key
 from kinkd.kerberos.keytab import read_keytab
-from kinkd.kerberos.messages import build_ap_req, read_ap_rep, read_ap_req
+from kinkd.kerberos.messages import (
+    KrbErrorPart,
+    build_ap_req,
+    read_ap_rep,
+    read_ap_req,
+    read_krb_error,
+)
 from kinkd.kerberos.offline import OfflineAcceptor
 from kinkd.kerberos.port import Authenticator, OpenedTicket
 from kinkd.kernel.memory import MemoryKernel
@@ -90,17 +96,17 @@ class Recording:
 class Responding:
     """Our responder at B under the recording's clock."""
 
-    def __init__(self, recording: Recording, me: IPv4Address = B) -> None:
+    def __init__(self, recording: Recording, me: IPv4Address = B, ahead: float = 0.0) -> None:
         self.recording = recording
-        self.now = 0.0
+        self.now = 0.0  # POSIX seconds of the capture; our clock is ``ahead`` of it
         hosts = {A: recording.host("alice", A), B: recording.host("bob", B)}
         peer = hosts[A if me == B else B]
         self.kernel = MemoryKernel(first_spi=0x5000)
-        acceptor = OfflineAcceptor(recording.entries, lambda: self.now)
+        acceptor = OfflineAcceptor(recording.entries, lambda: self.now + ahead)
         start = Start(1795421000, 0, EVERY_SUITE, random.Random(1).randbytes)
         policy = policy_of(hosts[me], (peer,), profile())
         self.endpoint = Endpoint(policy, self.kernel, acceptor, start)
-        self.endpoint.set_posix(0.0)
+        self.endpoint.set_posix(ahead)
 
     def give(self, command: pcap.Datagram, octets: bytes | None = None) -> VerifiedReply:
         """Our answer to a command, read as racoon2 reads it: AP-REP, Cksum, what is inside."""
@@ -329,6 +335,51 @@ def test_its_retransmission_gets_the_same_answer_under_a_fresh_ap_rep() -> None:
     assert plain(opened.key, reply) == first.inner
     assert read_ap_rep(opened.key, reply.payloads[0].ap_rep) == (part.ctime + 1, 0)
     assert len(world.endpoint.pairs) == 1
+
+
+TEN_MINUTES, ELEVEN_HOURS = 600.0, 11 * 3600.0  # by which the recorded responders were ahead
+
+
+@pytest.mark.rfc("4430-3.5-2", "4430-3.5-3")
+def test_its_wrong_clock_is_told_what_its_own_kind_told_it_and_what_it_then_sends_keys() -> None:
+    recording = Recording("skew")
+    world = Responding(recording, ahead=TEN_MINUTES)
+    create, told, corrected, _ = recording.datagrams
+    assert_same_refusal(krb_error(world.give(create)), recorded_refusal(recording, create, told))
+    (association,) = quick_mode(world.give(corrected))
+    assert isinstance(association, isakmp.SecurityAssociation)
+    assert len(world.endpoint.pairs) == 1
+
+
+def test_its_expired_ticket_is_told_what_its_own_kind_told_it() -> None:
+    recording = Recording("tktexpired")
+    world = Responding(recording, ahead=ELEVEN_HOURS)
+    first, first_told, again, again_told = recording.datagrams
+    for create, told in ((first, first_told), (again, again_told)):
+        wanted = recorded_refusal(recording, create, told)
+        assert wanted.code == 32
+        assert_same_refusal(krb_error(world.give(create)), wanted)
+
+
+def recorded_refusal(
+    recording: Recording, command: pcap.Datagram, reply: pcap.Datagram
+) -> KrbErrorPart:
+    key = recording.opened(command).key
+    received = kink.decode(reply.octets)
+    return krb_error(verify_reply(received, key, [recording.authenticator(command)]))
+
+
+def krb_error(reply: VerifiedReply) -> KrbErrorPart:
+    (payload,) = reply.inner
+    assert isinstance(payload, kink.KrbError)
+    return read_krb_error(payload.krb_error)
+
+
+def assert_same_refusal(ours: KrbErrorPart, recorded: KrbErrorPart) -> None:
+    assert ours.code == recorded.code
+    assert (ours.ctime, ours.cusec) == (recorded.ctime, recorded.cusec)
+    assert abs(ours.stime - recorded.stime) <= 1  # it answered some milliseconds later
+    assert (ours.realm, ours.server) == (recorded.realm, recorded.server)
 
 
 def test_the_profile_is_all_that_racoon2_can_do() -> None:

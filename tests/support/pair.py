@@ -106,8 +106,10 @@ class World:
         hosts: tuple[Host, ...] = (ALICE, BOB),
         profile: Profile = FAST,
         lacking: dict[str, set[str]] | None = None,
+        ahead: dict[str, float] | None = None,
     ) -> None:
         self.lacking = lacking or {}  # suites that a host's kernel does not have
+        self.ahead = ahead or {}  # seconds by which a host's clock is ahead of the KDC's
         self.now = 0.0
         self.wire: deque[Send] = deque()
         self.sent: list[Send] = []
@@ -123,7 +125,8 @@ class World:
         return self._alive(me, epoch, first_xid, kernel)
 
     def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
-        clock = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        kdc = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        clock = lambda: kdc() + self.ahead.get(me.name, 0.0)  # noqa: E731
         peers = tuple(h for h in self.hosts if h is not me)
         policy = policy_of(me, peers, self.profile)
         kvno, key = self.keys[me.service]
@@ -132,12 +135,11 @@ class World:
         source = random.Random(f"{me.name}{epoch}")  # deterministic nonces
         start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
         endpoint = Endpoint(policy, kernel, acceptor, start)
-        endpoint.set_posix(POSIX)
+        endpoint.set_posix(POSIX + self.ahead.get(me.name, 0.0))
         for entry in policy.entries:
             kernel.write_policy(entry)
-        return Node(
-            me, endpoint, kernel, OfflineTicketSource(me.client, self.keys, clock), acceptor
-        )
+        tickets = OfflineTicketSource(me.client, self.keys, kdc, host_clock=clock)
+        return Node(me, endpoint, kernel, tickets, acceptor)
 
     def restart(self, name: str, *, epoch: int | None = None) -> Node:
         """A new life of a daemon: the kernel stays; with ``epoch`` its SAs do not."""
