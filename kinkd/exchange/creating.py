@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kinkd.errors import LocalError, PeerError
 from kinkd.exchange import installing, quickmode
@@ -155,6 +155,14 @@ class Creating:
             reason=reason,
         )
         self.ended(self, exchange.path, reason, now)
+
+    def again(self) -> Creating:
+        """Take the optimistic SA back; the next one has another SPI and another nonce."""
+        spent = replace(self)
+        if self._inbound is not None:
+            self.core.remove_sa(self._inbound)
+        self._inbound = self._ephemeral = spent._ephemeral = None
+        return spent
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer made a pair of which we have no half: a black hole, were it left there."""

@@ -165,6 +165,10 @@ class Deleting:
         if self.done is not None:
             self.done(now)
 
+    def again(self) -> Deleting:
+        """Nothing was prepared."""
+        return self
+
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Deleted after all: as was wanted."""
 
@@ -195,6 +199,10 @@ class Probing:
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """No conclusion may be drawn but that we do not know."""
         self.lifecycle.probe_ended(exchange.peer)
+
+    def again(self) -> Probing:
+        """Nothing was prepared."""
+        return self
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Its EPOCH is proven, if late."""

@@ -238,6 +238,16 @@ def read_krb_error(raw: bytes) -> KrbErrorPart:
     )
 
 
+def unused_time(posix: float, last: int) -> int:
+    """``posix`` in microseconds; what follows ``last``, where that one was no earlier.
+
+    No two authenticators under one key share their time (RFC 4120 §5.5.1). A clock that was set
+    back, a second or more, is followed all the same.
+    """
+    wanted = int(posix * 1_000_000)
+    return last + 1 if wanted <= last < wanted + 1_000_000 else wanted
+
+
 def build_ap_req(
     ticket_raw: bytes, key: SessionKey, client: Principal, ctime: int, cusec: int
 ) -> bytes:

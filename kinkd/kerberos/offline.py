@@ -213,13 +213,12 @@ class OfflineTicket:
         """Size of the encoded ticket."""
         return len(self._raw)
 
-    def authenticate(self) -> Authenticator:
-        """A new AP-REQ. Its time is the clock's, or what follows the last one's."""
-        # RFC 4120 §5.5.1: no two authenticators under one key share (ctime, cusec).
-        self._last = max(int(self._clock() * 1_000_000), self._last + 1)
+    def authenticate(self, offset: float = 0.0) -> Authenticator:
+        """A new AP-REQ. Its time is the clock's and ``offset``, or what follows the last one's."""
+        self._last = messages.unused_time(self._clock() + offset, self._last)
         ctime, cusec = divmod(self._last, 1_000_000)
         ap_req = messages.build_ap_req(self._raw, self.key, self.client, ctime, cusec)
-        return Authenticator(ap_req, ctime, cusec)
+        return Authenticator(ap_req, ctime, cusec, offset)
 
 
 class OfflineTicketSource:
