@@ -18,6 +18,7 @@ from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
+from kinkd.exchange.suspicion import Suspicion
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun
 from kinkd.model import Host, IPAddress, Principal, Protection
@@ -50,6 +51,7 @@ class Endpoint:
         self._initiator = Initiator(self._core)
         self._lifecycle = Lifecycle(self._core, self._initiator)
         self._responder = Responder(self._core, self._lifecycle)
+        self._suspicion = Suspicion(self._core, self._initiator, self._lifecycle, self._renew)
         self._creating: dict[tuple[IPAddress, IPAddress], _Attempt] = {}
 
     # What people and the application read.
@@ -97,6 +99,7 @@ class Endpoint:
         """Take up pairs that an earlier life of this daemon left in the kernel."""
         for pair in pairs:
             self._core.pairs.add(pair)
+        self._suspicion.watch(0.0)  # with the first tick
 
     def recall(self, commands: Iterable[tuple[str, CommandId]], now: float) -> None:
         """Know again the CREATEs, by host, whose pairs an earlier life gave up."""
@@ -141,6 +144,7 @@ class Endpoint:
         except LocalError as error:  # of ours: an answer that does not fit, a ticket that ended
             core.counters["internal-error"] += 1
             core.report(Level.ERROR, "internal-error", peer=path.remote, reason=str(error))
+        self._suspicion.watch(now)
 
     def kernel_event(self, event: KernelEvent, now: float) -> None:
         """The kernel wants an SA, or one came to its end."""
@@ -269,10 +273,13 @@ class Endpoint:
             or event.id.spi != pair.outbound_spi
         ):
             return
+        self._renew(pair, "rekey", now)
+
+    def _renew(self, pair: SaPair, cause: str, now: float) -> None:
         protection = self._core.policy.protection(pair.local, pair.remote)
         if protection is not None:
             path = Path(pair.local, pair.remote)
-            self._create(protection, path, now, "rekey", replaces=pair)
+            self._create(protection, path, now, cause, replaces=pair)
 
     def _create(
         self,
