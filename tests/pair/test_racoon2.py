@@ -8,7 +8,7 @@ compared; as initiator we are given the recorded ticket, authenticator, nonce an
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path as File
@@ -25,7 +25,13 @@ from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
 from kinkd.kerberos import offline
 from kinkd.kerberos.etypes import Key
 from kinkd.kerberos.keytab import read_keytab
-from kinkd.kerberos.messages import build_ap_req, read_ap_rep, read_ap_req
+from kinkd.kerberos.messages import (
+    KrbErrorPart,
+    build_ap_req,
+    read_ap_rep,
+    read_ap_req,
+    read_krb_error,
+)
 from kinkd.kerberos.offline import OfflineAcceptor
 from kinkd.kerberos.port import Authenticator, OpenedTicket
 from kinkd.kernel.memory import MemoryKernel
@@ -90,17 +96,17 @@ class Recording:
 class Responding:
     """Our responder at B under the recording's clock."""
 
-    def __init__(self, recording: Recording, me: IPv4Address = B) -> None:
+    def __init__(self, recording: Recording, me: IPv4Address = B, ahead: float = 0.0) -> None:
         self.recording = recording
-        self.now = 0.0
+        self.now = 0.0  # POSIX seconds of the capture; our clock is ``ahead`` of it
         hosts = {A: recording.host("alice", A), B: recording.host("bob", B)}
         peer = hosts[A if me == B else B]
         self.kernel = MemoryKernel(first_spi=0x5000)
-        acceptor = OfflineAcceptor(recording.entries, lambda: self.now)
+        acceptor = OfflineAcceptor(recording.entries, lambda: self.now + ahead)
         start = Start(1795421000, 0, EVERY_SUITE, random.Random(1).randbytes)
         policy = policy_of(hosts[me], (peer,), profile())
         self.endpoint = Endpoint(policy, self.kernel, acceptor, start)
-        self.endpoint.set_posix(0.0)
+        self.endpoint.set_posix(ahead)
 
     def give(self, command: pcap.Datagram, octets: bytes | None = None) -> VerifiedReply:
         """Our answer to a command, read as racoon2 reads it: AP-REP, Cksum, what is inside."""
@@ -173,10 +179,11 @@ def recorded_proposals(recording: Recording, create: pcap.Datagram) -> tuple[isa
 
 @dataclass
 class RecordedTicket:
-    """The ticket of a recording, with the one authenticator that was sent under it."""
+    """The ticket of a recording, with the authenticators that were sent under it, in order."""
 
     opened: OpenedTicket
-    once: Authenticator
+    sent: list[Authenticator]
+    offsets: list[float] = field(default_factory=list)  # that we asked for
 
     @property
     def client(self):
@@ -196,8 +203,53 @@ class RecordedTicket:
 
     octets = 0
 
-    def authenticate(self) -> Authenticator:
-        return self.once
+    def authenticate(self, offset: float = 0.0) -> Authenticator:
+        self.offsets.append(offset)
+        return self.sent[len(self.offsets) - 1]
+
+
+class Initiating:
+    """Our initiator at A; what it draws by lot is what the recorded one drew."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        create = recording.datagrams[0]
+        message, self.now = kink.decode(create.octets).message, create.time / 1e9
+        opened = recording.opened(create)
+        (offered,) = recorded_proposals(recording, create)
+        nonce = recorded_nonce(opened.key, message)
+        self.kernel = MemoryKernel(first_spi=int.from_bytes(offered.spi))
+        proof = message.payloads[0]
+        assert isinstance(proof, kink.ApReq)
+
+        def given(octets: int) -> bytes:
+            return nonce if octets == quickmode.NONCE_OCTETS else bytes(octets)
+
+        policy = policy_of(recording.host("alice", A), (recording.host("bob", B),), profile())
+        acceptor = OfflineAcceptor(recording.entries, lambda: self.now)
+        start = Start(proof.epoch, message.xid, EVERY_SUITE, given)
+        self.endpoint = Endpoint(policy, self.kernel, acceptor, start)
+        self.endpoint.set_posix(0.0)
+        flow = Selector.between(A, B)
+        acquire = Acquire(A, B, IpsecProtocol.ESP, Mode.TRANSPORT, REQID, 0, 1, flow)
+        self.endpoint.kernel_event(acquire, self.now)
+
+    def ticket(self, *commands: pcap.Datagram) -> RecordedTicket:
+        """Give it the ticket that it must have asked for, for these commands."""
+        (fetch,) = self.take(FetchTicket)
+        opened = self.recording.opened(commands[0])
+        assert fetch.server == opened.server
+        sent = [self.recording.authenticator(each) for each in commands]
+        ticket = RecordedTicket(opened, sent)
+        self.endpoint.ticket_ready(fetch.server, ticket, self.now)
+        return ticket
+
+    def take(self, kind: type) -> list:
+        return [each for each in self.endpoint.commands() if isinstance(each, kind)]
+
+    def receive(self, reply: pcap.Datagram) -> None:
+        self.now = reply.time / 1e9
+        self.endpoint.receive(reply.octets, Path(A, B), self.now)
 
 
 @pytest.mark.rfc("4430-3.2-1", "4430-4.2.2-1", "4430-7-1")
@@ -205,38 +257,66 @@ class RecordedTicket:
 def test_our_create_is_its_own_and_its_reply_gives_both_recorded_keys(name: str) -> None:
     recording = Recording(name)
     create, reply = recording.datagrams[:2]
-    message, now = kink.decode(create.octets).message, create.time / 1e9
-    opened = recording.opened(create)
-    (offered,) = recorded_proposals(recording, create)
-    nonce = recorded_nonce(opened.key, message)
-    kernel = MemoryKernel(first_spi=int.from_bytes(offered.spi))
-    proof = message.payloads[0]
-    assert isinstance(proof, kink.ApReq)
+    world = Initiating(recording)
+    ticket = world.ticket(create)
+    (ours,) = world.take(Send)
 
-    def given(octets: int) -> bytes:
-        return nonce if octets == quickmode.NONCE_OCTETS else bytes(octets)
-
-    policy = policy_of(recording.host("alice", A), (recording.host("bob", B),), profile())
-    acceptor = OfflineAcceptor(recording.entries, lambda: now)
-    start = Start(proof.epoch, message.xid, EVERY_SUITE, given)
-    endpoint = Endpoint(policy, kernel, acceptor, start)
-    endpoint.set_posix(0.0)
-    flow = Selector.between(A, B)
-    endpoint.kernel_event(Acquire(A, B, IpsecProtocol.ESP, Mode.TRANSPORT, REQID, 0, 1, flow), now)
-    (fetch,) = [each for each in endpoint.commands() if isinstance(each, FetchTicket)]
-    assert fetch.server == opened.server
-    ticket = RecordedTicket(opened, recording.authenticator(create))
-    endpoint.ticket_ready(fetch.server, ticket, now)
-    (ours,) = [each for each in endpoint.commands() if isinstance(each, Send)]
-
-    sent = kink.decode(ours.datagram).message
-    assert (sent.type, sent.xid, sent.payloads[0]) == (message.type, message.xid, proof)
+    message, sent = (kink.decode(each).message for each in (create.octets, ours.datagram))
+    assert (sent.type, sent.xid, sent.payloads[0]) == (
+        message.type,
+        message.xid,
+        message.payloads[0],
+    )
     assert len(ours.datagram) == len(create.octets)
-    assert plain(opened.key, sent) == plain(opened.key, message)
+    assert plain(ticket.key, sent) == plain(ticket.key, message)
 
-    endpoint.receive(reply.octets, Path(A, B), reply.time / 1e9)
-    assert len(endpoint.pairs) == 1
-    assert keys_of(kernel) == recordings.kernel_keys(name)
+    world.receive(reply)
+    assert len(world.endpoint.pairs) == 1
+    assert keys_of(world.kernel) == recordings.kernel_keys(name)
+
+
+@pytest.mark.rfc("4430-3.5-4", "4430-3.5-5")
+def test_its_proven_skew_error_corrects_our_clock_as_it_did_its_own_kinds() -> None:
+    recording = Recording("skew")
+    create, told, corrected, reply = recording.datagrams
+    world = Initiating(recording)
+    ticket = world.ticket(create, corrected)
+    world.take(Send)
+    world.receive(told)
+    (again,) = world.take(Send)
+    recorded, sent = (kink.decode(each).message for each in (corrected.octets, again.datagram))
+    assert (sent.type, sent.xid, sent.payloads[0]) == (
+        recorded.type,
+        recorded.xid,
+        recorded.payloads[0],
+    )
+    # What it computed itself was what its next authenticator was ahead by, within a second.
+    assert ticket.offsets[0] == 0
+    assert abs(ticket.offsets[1] - TEN_MINUTES) < 2
+    world.receive(reply)
+    (pair,) = world.endpoint.pairs
+    of_bob = ("10.99.0.2", "esp", f"{pair.sas[0].outbound:08x}")
+    # That SA as the recorded kernels had it; our own inbound one has another SPI this time.
+    assert keys_of(world.kernel)[of_bob] == (
+        "5d88ab69b426d8b32e47d1be0c2c53ba",
+        "72c43cdbb2f6b8c868bfa53c560266edb9097b1d",
+    )
+
+
+def test_its_proven_expiry_errors_cost_us_one_more_ticket_each_command() -> None:
+    recording = Recording("tktexpired")
+    create, told, again, told_again = recording.datagrams
+    world = Initiating(recording)
+    world.ticket(create)
+    world.receive(told)
+    world.ticket(again)
+    (ours,) = world.take(Send)
+    recorded, sent = (kink.decode(each).message for each in (again.octets, ours.datagram))
+    assert (sent.xid, sent.payloads[0]) == (recorded.xid, recorded.payloads[0])
+    world.receive(told_again)
+    assert not world.take(FetchTicket)
+    assert world.endpoint.commands_under_way == 0
+    assert not world.kernel.states()
 
 
 def plain(key: Key, message: kink.Message) -> tuple[kink.Payload, ...]:
@@ -329,6 +409,51 @@ def test_its_retransmission_gets_the_same_answer_under_a_fresh_ap_rep() -> None:
     assert plain(opened.key, reply) == first.inner
     assert read_ap_rep(opened.key, reply.payloads[0].ap_rep) == (part.ctime + 1, 0)
     assert len(world.endpoint.pairs) == 1
+
+
+TEN_MINUTES, ELEVEN_HOURS = 600.0, 11 * 3600.0  # by which the recorded responders were ahead
+
+
+@pytest.mark.rfc("4430-3.5-2", "4430-3.5-3")
+def test_its_wrong_clock_is_told_what_its_own_kind_told_it_and_what_it_then_sends_keys() -> None:
+    recording = Recording("skew")
+    world = Responding(recording, ahead=TEN_MINUTES)
+    create, told, corrected, _ = recording.datagrams
+    assert_same_refusal(krb_error(world.give(create)), recorded_refusal(recording, create, told))
+    (association,) = quick_mode(world.give(corrected))
+    assert isinstance(association, isakmp.SecurityAssociation)
+    assert len(world.endpoint.pairs) == 1
+
+
+def test_its_expired_ticket_is_told_what_its_own_kind_told_it() -> None:
+    recording = Recording("tktexpired")
+    world = Responding(recording, ahead=ELEVEN_HOURS)
+    first, first_told, again, again_told = recording.datagrams
+    for create, told in ((first, first_told), (again, again_told)):
+        wanted = recorded_refusal(recording, create, told)
+        assert wanted.code == 32
+        assert_same_refusal(krb_error(world.give(create)), wanted)
+
+
+def recorded_refusal(
+    recording: Recording, command: pcap.Datagram, reply: pcap.Datagram
+) -> KrbErrorPart:
+    key = recording.opened(command).key
+    received = kink.decode(reply.octets)
+    return krb_error(verify_reply(received, key, [recording.authenticator(command)]))
+
+
+def krb_error(reply: VerifiedReply) -> KrbErrorPart:
+    (payload,) = reply.inner
+    assert isinstance(payload, kink.KrbError)
+    return read_krb_error(payload.krb_error)
+
+
+def assert_same_refusal(ours: KrbErrorPart, recorded: KrbErrorPart) -> None:
+    assert ours.code == recorded.code
+    assert (ours.ctime, ours.cusec) == (recorded.ctime, recorded.cusec)
+    assert abs(ours.stime - recorded.stime) <= 1  # it answered some milliseconds later
+    assert (ours.realm, ours.server) == (recorded.realm, recorded.server)
 
 
 def test_the_profile_is_all_that_racoon2_can_do() -> None:
