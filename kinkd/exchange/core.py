@@ -51,6 +51,9 @@ class Peer:
     epoch: int | None = None  # the last one that was proven, RFC 4430 §3.7
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     ticket: Ticket | None = None
+    clock_offset: float = 0.0  # seconds by which its clock is ahead of ours, as it has proven
+    # What Kerberos refuses it does not remember: whoever overheard such a command can repeat it.
+    refusals: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1, burst=10))
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
 
     def recall(self, command: CommandId) -> Answer | None:

@@ -20,6 +20,7 @@ from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
+from kinkd.exchange.suspicion import Suspicion
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun, SaId
 from kinkd.model import Host, IPAddress, Principal, Protection, Slot
@@ -55,6 +56,7 @@ class Endpoint:
         self._crossings = Crossings(self._core, self._lifecycle, self._creating.__contains__)
         granting = Granting(self._core, self._lifecycle, self._crossings, self._established)
         self._responder = Responder(self._core, self._lifecycle, granting)
+        self._suspicion = Suspicion(self._core, self._initiator, self._lifecycle, self._renew)
 
     # What people and the application read.
 
@@ -101,6 +103,7 @@ class Endpoint:
         """Take up pairs that an earlier life of this daemon left in the kernel."""
         for pair in pairs:
             self._core.pairs.add(pair)
+        self._suspicion.watch(0.0)  # with the first tick
 
     def recall(self, commands: Iterable[tuple[str, CommandId]], now: float) -> None:
         """Know again the CREATEs, by host, whose pairs an earlier life gave up."""
@@ -145,6 +148,7 @@ class Endpoint:
         except LocalError as error:  # of ours: an answer that does not fit, a ticket that ended
             core.counters["internal-error"] += 1
             core.report(Level.ERROR, "internal-error", peer=path.remote, reason=str(error))
+        self._suspicion.watch(now)
 
     def kernel_event(self, event: KernelEvent, now: float) -> None:
         """The kernel wants an SA, or one came to its end."""
@@ -269,9 +273,12 @@ class Endpoint:
             or core.pairs.in_slot(pair.slot)[-1] is not pair  # replaced already
         ):
             return
-        protection = core.policy.acquired(*pair.slot)
+        self._renew(pair, "rekey", now)
+
+    def _renew(self, pair: SaPair, cause: str, now: float) -> None:
+        protection = self._core.policy.acquired(*pair.slot)
         if protection is not None:
-            self._create(protection, now, "rekey", replaces=pair)
+            self._create(protection, now, cause, replaces=pair)
 
     def _create(
         self,

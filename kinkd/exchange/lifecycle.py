@@ -97,7 +97,7 @@ class Lifecycle:
             self._core.report(
                 Level.INFO, "epoch-changed", peer=peer.host.name, epoch=epoch, proven=False
             )
-            self._initiator.begin(Probing(self), peer, path, now)
+            self._initiator.begin(Probing(self, self._probe_ended), peer, path, now)
         elif peer.epoch is None:
             peer.epoch = epoch
 
@@ -113,8 +113,7 @@ class Lifecycle:
         for pair in stale:
             self.retire(pair, now, grace=0)
 
-    def probe_ended(self, peer: Peer) -> None:
-        """The STATUS that was to confirm an EPOCH is over."""
+    def _probe_ended(self, peer: Peer, _alive: bool, _now: float) -> None:
         self._probed.discard(peer.host.name)
 
     def remove_inbound(self, pairs: tuple[SaPair, ...]) -> None:
@@ -170,6 +169,10 @@ class Deleting:
         if self.done is not None:
             self.done(now)
 
+    def again(self) -> Deleting:
+        """Nothing was prepared."""
+        return self
+
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Deleted after all: as was wanted."""
 
@@ -184,9 +187,13 @@ def _check_deletion(payload: kink.Isakmp) -> None:
 
 @dataclass(slots=True, eq=False)
 class Probing:
-    """A STATUS of ours: is the peer alive, and is its EPOCH what we think (RFC 4430 §3.7)?"""
+    """A STATUS of ours: is the peer alive, and is its EPOCH what we think (RFC 4430 §3.7)?
+
+    ``ended`` is told whether there was a REPLY, and the instant; and again of a late one.
+    """
 
     lifecycle: Lifecycle
+    ended: Callable[[Peer, bool, float], None]
     type: MessageType = MessageType.STATUS
 
     def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
@@ -195,12 +202,17 @@ class Probing:
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The REPLY's EPOCH, proven by its AP-REP, is what was wanted."""
-        self.lifecycle.probe_ended(exchange.peer)
+        self.ended(exchange.peer, True, now)
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """No conclusion may be drawn but that we do not know."""
-        self.lifecycle.probe_ended(exchange.peer)
+        self.ended(exchange.peer, False, now)
+
+    def again(self) -> Probing:
+        """Nothing was prepared."""
+        return self
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Its EPOCH is proven, if late."""
         self.lifecycle.epoch_proven(exchange.peer, reply.epoch, now)
+        self.ended(exchange.peer, True, now)

@@ -196,6 +196,16 @@ def read_authenticator_time(plain: bytes) -> tuple[int, int]:
     return fields.field(5).time(), cusec
 
 
+def authenticator_time(key: SessionKey, request: ApReq) -> tuple[int, int]:
+    """(ctime, cusec) of an AP-REQ's authenticator, decrypted under the ticket's session key.
+
+    Raises PeerError: the authenticator is not genuine, or has no time.
+    """
+    return read_authenticator_time(
+        key.decrypt(Usage.AP_REQ_AUTHENTICATOR, request.authenticator_cipher)
+    )
+
+
 def read_ap_rep(key: SessionKey, raw: bytes) -> tuple[int, int]:
     """(ctime, cusec) of a KRB_AP_REP, decrypted under the ticket's session key.
 
@@ -237,6 +247,16 @@ def read_krb_error(raw: bytes) -> KrbErrorPart:
         server,
         text.text() if text is not None else "",
     )
+
+
+def unused_time(posix: float, last: int) -> int:
+    """``posix`` in microseconds; what follows ``last``, where that one was no earlier.
+
+    No two authenticators under one key share their time (RFC 4120 §5.5.1). A clock that was set
+    back, a second or more, is followed all the same.
+    """
+    wanted = int(posix * 1_000_000)
+    return last + 1 if wanted <= last < wanted + 1_000_000 else wanted
 
 
 def build_ap_req(

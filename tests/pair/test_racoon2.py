@@ -11,14 +11,21 @@ import pytest
 from kinkd.document import Document
 from kinkd.exchange.verified import seal, verify_reply
 from kinkd.kerberos import offline
-from kinkd.kerberos.messages import build_ap_req, read_ap_rep, read_ap_req, read_krb_error
+from kinkd.kerberos.messages import (
+    KrbErrorPart,
+    build_ap_req,
+    read_ap_rep,
+    read_ap_req,
+    read_krb_error,
+)
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import IpsecProtocol, Mode, Secret
 from kinkd.policy import model
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import IdType, MessageType
-from tests.support.racoon2 import CONF, AtAlice, Endpointed, Initiating, Responding
+from tests.support.racoon2 import CONF, AtAlice, Initiating, Responding
 from tests.support.recordings import (
+    AHEAD,
     KEYED,
     NAMES,
     A,
@@ -108,30 +115,22 @@ def test_another_protocol_or_mode_than_the_policys_is_refused(name: str) -> None
     assert part.type == 14
 
 
-def refusal(received: kink.Received) -> int:
-    """The code of a lone KRB-ERROR."""
-    (payload,) = received.message.payloads
+def krb_error(payloads: Iterable[kink.Payload]) -> KrbErrorPart:
+    (payload,) = payloads
     assert isinstance(payload, kink.KrbError)
-    assert not received.checksum
-    return read_krb_error(payload.krb_error).code
+    return read_krb_error(payload.krb_error)
 
 
-def test_a_clock_far_off_is_told_and_the_corrected_command_carried_out() -> None:
-    world = Responding(Recording("skew"))
-    first, second = world.recording.transactions
-    (answer,) = world.receive(first.command.octets, world.recording.now(first.command))
-    assert refusal(answer) == 37
-    assert not world.kernel.states()
-    world.give(second.command)
-    assert len(world.endpoint.pairs) == 1
-
-
-def test_an_ended_ticket_is_told() -> None:
-    world = Responding(Recording("tktexpired"))
-    for each in world.recording.transactions:
-        now = each.opened.end + 301 + each.command.time % 1e9 / 1e9
-        (answer,) = world.receive(each.command.octets, now)
-        assert refusal(answer) == 32
+@pytest.mark.rfc("4430-3.5-2", "4430-3.5-3")
+@pytest.mark.parametrize(("name", "code", "refused"), [("skew", 37, 1), ("tktexpired", 32, 2)])
+def test_its_clock_and_its_ticket_are_refused_as_its_own_kind_does(name, code, refused) -> None:
+    world = Responding(Recording(name))
+    for each in world.recording.transactions[:refused]:
+        ours, theirs = krb_error(world.give(each.command).inner), krb_error(each.answered)
+        assert ours.code == theirs.code == code
+        assert (ours.ctime, ours.cusec) == (theirs.ctime, theirs.cusec)
+        assert abs(ours.stime - theirs.stime) <= 1  # it answered some milliseconds later
+        assert (ours.realm, ours.server) == (theirs.realm, theirs.server)
     assert not world.kernel.states()
 
 
@@ -141,7 +140,8 @@ def test_a_ticket_under_a_key_that_we_have_no_more_is_told() -> None:
     world = Responding(recording, others)
     for each in recording.transactions:
         (answer,) = world.receive(each.command.octets, each.command.time / 1e9)
-        assert refusal(answer) == 31
+        assert krb_error(answer.message.payloads).code == 31
+        assert not answer.checksum
 
 
 @pytest.mark.rfc("4430-3.3-3")
@@ -323,18 +323,28 @@ def test_no_answer_is_asked_for_again_as_it_did_under_its_own_authenticators() -
     assert not list(world.endpoint.pairs)
 
 
-def reasons(world: Endpointed) -> list[str]:
-    world.sent()
-    return [str(r.fields["reason"]) for r in world.reports if r.event == "create-failed"]
+@pytest.mark.rfc("4430-3.5-4", "4430-3.5-5")
+def test_its_proven_skew_error_corrects_our_clock_as_it_did_its_own_kinds() -> None:
+    world = Initiating("skew")
+    refused, carried_out = world.transactions
+    assert_is(world.acquire(), refused)
+    (again,) = world.answer(refused)
+    assert_is(again, carried_out)
+    # What it computed itself was what its next authenticator was ahead by, within a second.
+    assert world.offsets[0] == 0
+    assert abs(world.offsets[1] - AHEAD["skew"]) < 2
+    assert not world.answer(carried_out)
+    assert world.kernel.keys.items() >= kernel_keys("skew").items()
 
 
-@pytest.mark.parametrize(("name", "word"), [("skew", "SKEW"), ("tktexpired", "TKT_EXPIRED")])
-def test_its_proven_kerberos_error_ends_the_command_and_is_told_by_name(name, word) -> None:
-    world = Initiating(name)
-    assert_is(world.acquire(), world.transactions[0])
-    assert not world.answer(world.transactions[0])
-    (reason,) = reasons(world)
-    assert word in reason
+def test_its_proven_expiry_errors_cost_us_one_more_ticket_each_command() -> None:
+    world = Initiating("tktexpired")
+    first, second = world.transactions
+    assert_is(world.acquire(), first)
+    (again,) = world.answer(first)
+    assert_is(again, second)
+    assert not world.answer(second)
+    assert world.endpoint.commands_under_way == 0
     assert not world.kernel.states()
 
 
@@ -343,7 +353,6 @@ def test_its_unproven_kerberos_error_ends_nothing() -> None:
     first = world.transactions[0]
     assert_is(world.acquire(), first)
     assert not world.answer(first)
-    assert not reasons(world)
     assert world.endpoint.commands_under_way == 1
     assert world.endpoint.counters["drop.unauthenticated-reply"] == 1
 

@@ -141,6 +141,7 @@ class World:
         profile: Profile = FAST,
         lacking: dict[str, set[str]] | None = None,
         document: str = "",
+        ahead: dict[str, float] | None = None,
     ) -> None:
         self.realm = (
             policy_model.read(Document.parse("policy", document.encode())) if document else None
@@ -148,6 +149,7 @@ class World:
         if self.realm is not None:
             hosts = tuple(self.realm.hosts.values())
         self.lacking = lacking or {}  # suites that a host's kernel does not have
+        self.ahead = ahead or {}  # seconds by which a host's clock is ahead of the KDC's
         self.now = 0.0
         self.wire: deque[Send] = deque()
         self.sent: list[Send] = []
@@ -163,7 +165,8 @@ class World:
         return self._alive(me, epoch, first_xid, kernel)
 
     def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
-        clock = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        kdc = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        clock = lambda: kdc() + self.ahead.get(me.name, 0.0)  # noqa: E731
         policy = self.policy(me)
         kvno, key = self.keys[me.service]
         acceptor = OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
@@ -171,12 +174,11 @@ class World:
         source = random.Random(f"{me.name}{epoch}")  # deterministic nonces
         start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
         endpoint = Endpoint(policy, kernel, acceptor, start)
-        endpoint.set_posix(POSIX)
+        endpoint.set_posix(POSIX + self.ahead.get(me.name, 0.0))
         for entry in policy.entries:
             kernel.write_policy(entry)
-        return Node(
-            me, endpoint, kernel, OfflineTicketSource(me.client, self.keys, clock), acceptor
-        )
+        tickets = OfflineTicketSource(me.client, self.keys, kdc, host_clock=clock)
+        return Node(me, endpoint, kernel, tickets, acceptor)
 
     def policy(self, me: Host) -> HostPolicy:
         """What applies to a host: all of the one profile, or what the document says."""

@@ -215,17 +215,18 @@ class AtAlice(Responding):
 
 
 class RecordedTicket:
-    """The ticket of a recording, with the authenticators that were sent under it."""
+    """The ticket of a transaction; what is sent under it are the recorded authenticators."""
 
     octets = 0
 
-    def __init__(self, opened: OpenedTicket, once: Iterable[Authenticator]) -> None:
+    def __init__(self, opened: OpenedTicket, world: Initiating) -> None:
         self.client, self.server = opened.client, opened.server
         self.key, self.end = opened.key, opened.end
-        self._once = iter(once)
+        self._world = world
 
-    def authenticate(self) -> Authenticator:
-        return next(self._once)
+    def authenticate(self, offset: float = 0.0) -> Authenticator:
+        self._world.offsets.append(offset)
+        return self._world.transactions[len(self._world.offsets) - 1].authenticator
 
 
 class Initiating(Endpointed):
@@ -237,13 +238,13 @@ class Initiating(Endpointed):
         asked = [each.asked for each in self.transactions if each.type is MessageType.CREATE]
         kernel = RecordedKernel(spi for each in asked for spi in spis(each))
         self.epoch = self.transactions[0].proof.epoch
-        self._once = iter([each.authenticator for each in self.transactions])
+        self.offsets: list[float] = []  # by which each authenticator was to be ahead
         super().__init__(recording, kernel, [ni for each in asked if (ni := nonce(each))])
 
     def ticket(self, fetch: FetchTicket) -> RecordedTicket:
-        opened = self.transactions[0].opened
+        opened = self.transactions[len(self.offsets)].opened
         assert fetch.server == opened.server
-        return RecordedTicket(opened, self._once)
+        return RecordedTicket(opened, self)
 
     def acquire(self) -> kink.Received:
         """Traffic wants an SA: the CREATE."""

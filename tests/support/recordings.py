@@ -26,7 +26,8 @@ KEYED = tuple(name for name in NAMES if (INTEROP / name / "a.xfrm.txt").exists()
 
 A, B = IPv4Address("10.99.0.1"), IPv4Address("10.99.0.2")
 
-_SKEW_SECONDS = 600  # by which the second host's clock was ahead in the recording of that
+AHEAD = {"skew": 600, "tktexpired": 11 * 3600}
+"""Seconds by which the second host's clock was ahead, where it was."""
 
 
 def capture(name: str) -> bytes:
@@ -166,7 +167,7 @@ class Recording:
 
     def now(self, datagram: pcap.Datagram) -> float:
         """POSIX seconds on the second host's clock when a datagram came."""
-        return datagram.time / 1e9 + (_SKEW_SECONDS if self.name == "skew" else 0)
+        return datagram.time / 1e9 + AHEAD.get(self.name, 0)
 
     @cached_property
     def transactions(self) -> list[Transaction]:
