@@ -162,6 +162,7 @@ WORLDS = {
     "second bundle": lambda: run(World(profile=BUNDLE, lacking={"bob": {"ah-sha256+aes256gcm16"}})),
     "tunnels": lambda: run(World(document=TUNNELS)),
     "in UDP": lambda: run(World(document=IN_UDP)),
+    "wrong clock": lambda: run(World(ahead={"bob": 600})),
     "several": several,
     "refusals": refusals,
 }

@@ -75,7 +75,9 @@ def test_every_message_is_read_and_verified(name):
 
 
 @pytest.mark.rfc("4430-7-1", "4430-7-2")
-@pytest.mark.parametrize("name", ["fast", "bundle", "second bundle", "tunnels", "in UDP"])
+@pytest.mark.parametrize(
+    "name", ["fast", "bundle", "second bundle", "tunnels", "in UDP", "wrong clock"]
+)
 def test_the_keys_are_those_of_both_kernels(name):
     assert kernel_keys(READ[name])
     assert read_keys(READ[name]) == kernel_keys(READ[name])
@@ -127,6 +129,14 @@ def test_the_text_names_modes_sequence_numbers_and_identities():
         assert line in tunnels
     assert "ENCAPSULATION_MODE(4) = UDP_TUNNEL(3)" in in_udp
     assert "IDci  IPV6_ADDR_SUBNET(6)  2001:db8:20::/48  protocol any" in in_udp
+
+
+def test_the_text_tells_a_kerberos_error_with_both_clocks():
+    lines = shown(READ["wrong clock"])
+    assert "KRB-ERROR 37 KRB_AP_ERR_SKEW: Clock skew too great" in lines
+    assert "stime 2027-01-15T08:10:00Z susec 0  ctime 2027-01-15T08:00:00Z cusec 0" in lines
+    assert "the server's clock is +600 s off the client's" in lines
+    assert "from kink/bob.example.test@EXAMPLE.TEST  text " in lines
 
 
 def test_the_text_names_what_was_refused_and_why():
