@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from ipaddress import ip_address
 
 import pytest
 
 from kinkd.cli import decode as command
-from kinkd.decode import reader, text
+from kinkd.decode import pcap, reader, text
 from kinkd.decode.summary import Summary
 from kinkd.errors import LocalError
 from kinkd.kerberos.keytab import read_keytab
@@ -253,3 +254,23 @@ def test_a_text_on_the_wire_cannot_steer_the_terminal():
     lines = list(text.render_message(view, 0, show_keys=False))
     assert all(line.isprintable() for line in lines)
     assert "\\x1b[2J" in "".join(lines)
+
+
+def test_packets_between_messages_are_a_line_a_kind_in_the_order_of_the_first():
+    a, b = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+    second = 1_000_000_000
+    found = [
+        pcap.Other(second, "ESP", False, a, b, "spi 0x00001234", 1),
+        pcap.Other(2 * second, "ARP", True),
+        pcap.Other(3 * second, "ESP", False, a, b, "spi 0x00001234", 9),
+        pcap.Other(4 * second, "ESP", False, b, a, "spi 0x00005678", 1),
+        pcap.Other(5 * second, "ARP", True),
+        pcap.Other(6 * second, "unreadable", True, detail="\x1b[2J"),
+    ]
+    assert list(text.render_others(found, 0)) == [
+        "+1.000000 s 10.0.0.1 > 10.0.0.2  ESP spi 0x00001234 seq 1 to 9"
+        "  2 packets until +3.000000 s",
+        "+2.000000 s  ARP  2 packets until +5.000000 s  clear",
+        "+4.000000 s 10.0.0.2 > 10.0.0.1  ESP spi 0x00005678 seq 1",
+        "+6.000000 s  unreadable \\x1b[2J  clear",
+    ]
