@@ -69,10 +69,8 @@ _AUTHENTICATION = _names(  # RFC 2857 §3, RFC 3566 §4.5, RFC 4359 §4, RFC 454
 )
 _VALUES: Mapping[int, Names] = {
     AttributeClass.LIFE_TYPE: _names(LifeType),
-    AttributeClass.GROUP_DESCRIPTION: DH_GROUPS,
     AttributeClass.ENCAPSULATION_MODE: _names(EncapsulationMode),
     AttributeClass.AUTHENTICATION_ALGORITHM: _AUTHENTICATION,
-    AttributeClass.ESN: {1: "64_BITS"},  # RFC 4304 §2
 }
 PAYLOADS = _names(  # RFC 2408 §3.1
     IsakmpPayload,
@@ -165,9 +163,18 @@ def name(names: Mapping[int, str], number: int) -> str:
 
 def attribute(one: isakmp.Attribute) -> tuple[str, str]:
     """What an SA attribute is called, and its value."""
-    values = _VALUES.get(one.type)
-    value = str(one.value) if values is None else name(values, one.value)
+    if one.type == AttributeClass.GROUP_DESCRIPTION:
+        value = _numbered(DH_GROUPS, one.value)
+    elif one.type == AttributeClass.ESN:
+        value = _numbered({1: "64-bit sequence numbers"}, one.value)  # RFC 4304 §2
+    else:
+        value = name(_VALUES.get(one.type, {}), one.value)
     return name(ATTRIBUTES, one.type), value
+
+
+def _numbered(names: Names, number: int) -> str:
+    """Of what people know by its number, too: that, then the name."""
+    return f"{number} {names[number]}" if number in names else str(number)
 
 
 def transform(protocol_id: int, one: isakmp.Transform) -> str:
@@ -179,6 +186,8 @@ def transform(protocol_id: int, one: isakmp.Transform) -> str:
             said.insert(1, f"{each.value} bits")
         elif each.type == AttributeClass.ESN:
             said.append("ESN")
+        elif each.type == AttributeClass.GROUP_DESCRIPTION:
+            said.append(f"group {attribute(each)[1]}")
         elif each.type not in lifetimes:
             said.append(attribute(each)[1])
     return " ".join(said)
@@ -223,7 +232,7 @@ def notified(one: isakmp.Notification) -> str:
 
 def etype(number: int) -> str:
     """A Kerberos encryption type."""
-    return f"{number} {ETYPES[number]}" if number in ETYPES else str(number)
+    return _numbered(ETYPES, number)
 
 
 def flags(names: Names, value: int) -> str:

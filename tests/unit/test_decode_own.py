@@ -13,6 +13,7 @@ from kinkd.decode import keys, text, words
 from kinkd.decode.document import plain
 from kinkd.decode.pcap import Datagram
 from kinkd.decode.reader import MessageView, Reader, Unread
+from kinkd.decode.summary import Summary
 from kinkd.errors import PeerError
 from kinkd.kerberos import messages
 from kinkd.model import IpsecProtocol
@@ -109,7 +110,12 @@ def test_with_a_ke_payload_it_says_why_there_are_no_keys():
     world = READ["forward secrecy"]
     assert not read_keys(world)
     lines = shown(world)
-    assert "GROUP_DESCRIPTION(3) = ecp256(19)" in lines
+    assert "GROUP_DESCRIPTION(3) = 19 ecp256" in lines
+    found_summary = Summary()
+    for view in views(world):
+        found_summary.add(view)
+    (said,) = found_summary.lines(0)
+    assert said.endswith("AES_GCM_16(20) 256 bits group 19 ecp256 TRANSPORT(2)")
     assert "  KEYMAT  none: g^xy of the KE payloads goes into KEYMAT" in lines
     assert "KE  64 octets  " in lines
 
@@ -121,7 +127,7 @@ def test_the_text_names_modes_sequence_numbers_and_identities():
         "TRANSFORM 1  SHA2_512(7)",
         "AUTHENTICATION_ALGORITHM(5) = HMAC_SHA2_512(7)",
         "ENCAPSULATION_MODE(4) = TUNNEL(1)",
-        "ESN(11) = 64_BITS(1)",
+        "ESN(11) = 1 64-bit sequence numbers",
         "IDci  IPV4_ADDR_SUBNET(4)  10.20.0.0/16  protocol any  port any",
         "IDcr  IPV4_ADDR(1)  10.0.0.2  protocol any  port any",
         "REPLY(3) to CREATE",
@@ -352,8 +358,9 @@ def test_what_can_be_read_of_a_broken_chain_is_read():
         assert read.problem
 
 
-def test_authentication_algorithms_of_ah_gmac_have_names():
+def test_values_have_names_as_far_as_they_have_any():
     assert words.attribute(isakmp.Attribute(AUTHENTICATION, 12))[1] == "AES_192_GMAC(12)"
+    assert words.attribute(isakmp.Attribute(3, 30)) == ("GROUP_DESCRIPTION(3)", "30")
     assert words.attribute(
         isakmp.Attribute(AUTHENTICATION, AuthenticationAlgorithm.HMAC_SHA2_256)
     ) == ("AUTHENTICATION_ALGORITHM(5)", "HMAC_SHA2_256(5)")
