@@ -26,6 +26,7 @@ RULES = (
     Rule("fast", ("bob", "carol"), udp=True),
 )
 PINGS = 2
+PATIENTLY = ("-n", "-c", "20", "-i", "0.2", "-W", "10")
 PORT = 7777
 INSIDE = "(net 10.88.0.0/16 or net fd88::/16)"
 NEIGHBORS = "(arp or (icmp6 and ip6[40] >= 133 and ip6[40] <= 137))"
@@ -262,7 +263,7 @@ def test_gateways_that_begin_at_once_keep_one_pair_and_lose_no_packet(sites: Sit
     crossed = alice.counters().get("create.crossed", 0)
     with lab.delay("alice", "bob", milliseconds=200):
         started = [
-            source.popen(*"ping -n -c 20 -i 0.2 -W 10".split(), str(target.address(family)))
+            source.popen("ping", *PATIENTLY, str(target.address(family)))
             for family in (4, 6)
             for source, target in both
         ]
