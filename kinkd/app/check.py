@@ -26,7 +26,7 @@ from kinkd.model import (
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
 from kinkd.policy.model import RealmPolicy, protocol_words
-from kinkd.policy.resolve import NAT_TRAVERSAL_PORT
+from kinkd.wire.numbers import ESP_IN_UDP_PORT
 
 SYSCTLS = Path("/proc/sys")
 GOOD = 0
@@ -142,7 +142,7 @@ def _peer(peer: Host, protections: tuple[Protection, ...]) -> Iterator[str]:
         f" {_sequence_numbers(profile)}{_lifetime(profile.lifetime)}"
     )
     yield f"  secrecy      {_secrecy(profile.groups)}"
-    encapsulation = f", in UDP of port {NAT_TRAVERSAL_PORT} at both ends" if first.udp else ""
+    encapsulation = f", in UDP of port {ESP_IN_UDP_PORT} at both ends" if first.udp else ""
     if first.mode is Mode.TUNNEL:
         yield f"  mode         tunnel from {first.local} to {first.remote}{encapsulation}"
     else:

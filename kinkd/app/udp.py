@@ -95,23 +95,24 @@ class UdpSocket:
 
 
 class EspInUdp:
-    """UDP port 4500 of one family: while it is open the kernel takes ESP out of UDP (RFC 3948).
+    """UDP port 4500 of IP ``version``: while it is open the kernel unwraps ESP (RFC 3948).
 
     Nothing is read from it. What comes without being ESP fills a small buffer, and is lost.
     """
 
-    def __init__(self, family: int) -> None:
+    def __init__(self, version: int) -> None:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
         self._socket = s = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         level, option, any_address = socket.IPPROTO_IP, _IP_XFRM_POLICY, ""
         try:
-            if family == socket.AF_INET6:
+            if version == 6:
                 level, option, any_address = socket.IPPROTO_IPV6, _IPV6_XFRM_POLICY, "::"
                 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
             s.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
             # The kernel asks the policy about the outer packet before it looks inside.
             for direction in (Direction.IN, Direction.OUT):
-                s.setsockopt(level, option, socket_bypass(direction, family))
+                s.setsockopt(level, option, socket_bypass(direction, version))
             s.bind((any_address, ESP_IN_UDP_PORT))
         except OSError as error:
             s.close()
@@ -128,7 +129,7 @@ class EspInUdp:
 def open_esp_in_udp(policy: HostPolicy) -> list[EspInUdp]:
     """A socket for each family in which the policy wants ESP in UDP."""
     versions = sorted({p.local.version for p in policy.protections if p.udp})
-    return [EspInUdp(socket.AF_INET if v == 4 else socket.AF_INET6) for v in versions]
+    return [EspInUdp(version) for version in versions]
 
 
 def open_sockets() -> list[UdpSocket]:

@@ -6,7 +6,10 @@ import dataclasses
 import enum
 from ipaddress import IPv4Address, IPv6Address
 
+from kinkd.decode import words
+from kinkd.decode.keys import KeymatView
 from kinkd.model import Principal, Secret
+from kinkd.wire import isakmp
 
 Json = None | bool | int | str | list["Json"] | dict[str, "Json"]
 
@@ -34,5 +37,28 @@ def plain(value: object, *, show_keys: bool) -> Json:
         found: dict[str, Json] = {"record": type(value).__name__}
         for entry in dataclasses.fields(value):
             found[entry.name] = plain(getattr(value, entry.name), show_keys=show_keys)
-        return found
+        return found | _said(value)
     return str(value)
+
+
+def _said(value: object) -> dict[str, Json]:
+    """In words what numbers and octets of an ISAKMP payload say, beside them."""
+    match value:
+        case isakmp.Attribute():
+            name, said = words.attribute(value)
+            return {"name": name, "said": said}
+        case isakmp.Proposal():
+            protocol, names = value.protocol_id, words.TRANSFORMS.get(value.protocol_id, {})
+            kinds = [words.name(names, each.transform_id) for each in value.transforms]
+            return {"protocol": words.name(words.PROTOCOLS, protocol), "said": [*kinds]}
+        case isakmp.Identification():
+            return {
+                "name": words.name(words.ID_TYPES, value.id_type),
+                "said": words.identity(value),
+            }
+        case isakmp.Notification():
+            name = words.name(words.NOTIFICATIONS, value.type)
+            return {"name": name, "said": words.notified(value)}
+        case isakmp.Delete() | KeymatView():
+            return {"protocol": words.name(words.PROTOCOLS, value.protocol_id)}
+    return {}

@@ -8,10 +8,11 @@ from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from kinkd.decode.fragments import Reassembler, RefusedError
+from kinkd.decode.words import IP_PROTOCOLS
 from kinkd.errors import LocalError, PeerError
 from kinkd.model import IPAddress
 from kinkd.wire.cursor import Cursor
-from kinkd.wire.numbers import KINK_PORT
+from kinkd.wire.numbers import ESP_IN_UDP_PORT, KINK_PORT
 
 MAX_FRAME = 0x40000
 """Octets of one captured frame; what claims more is damage (libpcap's own bound)."""
@@ -42,7 +43,6 @@ _ETHERTYPE_IPV6 = 0x86DD
 _ETHERTYPE_NAMES = {0x0806: "ARP"}
 _TAGS = (0x8100, 0x88A8)
 
-_PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 50: "ESP", 51: "AH", 58: "ICMPv6", 132: "SCTP"}
 _EXTENSIONS = (0, 43, 60)  # hop-by-hop options, routing, destination options: RFC 8200 §4.1
 _FRAGMENT_HEADER = 44
 
@@ -61,7 +61,10 @@ class Datagram:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """Any other packet. ``kind``: ESP, AH, ICMP, ...; ``clear``: it shows its contents."""
+    """Any other packet. ``kind``: ESP, AH, ICMP, ...; ``clear``: it shows its contents.
+
+    ``sequence`` is that of ESP or AH.
+    """
 
     time: int
     kind: str
@@ -69,6 +72,7 @@ class Other:
     source: IPAddress | None = None
     destination: IPAddress | None = None
     detail: str = ""
+    sequence: int | None = None
 
 
 Packet = Datagram | Other
@@ -224,29 +228,45 @@ def _read_fragment(
 
 
 def _fragment(time: int, ends: tuple[IPAddress, IPAddress], protocol: int, detail: str) -> Other:
-    name = _PROTOCOLS.get(protocol, f"protocol {protocol}")
+    name = IP_PROTOCOLS.get(protocol, f"protocol {protocol}")
     return Other(time, name, protocol not in (50, 51), *ends, detail)
 
 
 def _read_transport(
     time: int, ends: tuple[IPAddress, IPAddress], protocol: int, body: Cursor
 ) -> Packet:
-    name = _PROTOCOLS.get(protocol, f"protocol {protocol}")
+    name = IP_PROTOCOLS.get(protocol, f"protocol {protocol}")
     if name == "UDP":
         source_port, destination_port, length = body.unpack(_UDP)
         if KINK_PORT in (source_port, destination_port):
             payload = body.take(length - _UDP.size)
             return Datagram(time, ends[0], source_port, ends[1], destination_port, payload)
-        return Other(time, name, True, *ends, f"port {source_port} > {destination_port}")
+        detail = f"port {source_port} > {destination_port}"
+        if ESP_IN_UDP_PORT in (source_port, destination_port):
+            return _read_encapsulated(time, ends, detail, body)
+        return Other(time, name, True, *ends, detail)
     if name == "TCP":
         source_port, destination_port = body.unpack(_PORTS)
         return Other(time, name, True, *ends, f"port {source_port} > {destination_port}")
     if name == "ESP":
         spi, sequence = body.unpack(_ESP)
-        return Other(time, name, False, *ends, f"spi {spi:#010x} seq {sequence}")
+        return Other(time, name, False, *ends, f"spi {spi:#010x}", sequence)
     if name == "AH":  # protects what it carries, does not hide it
         carried, spi, sequence = body.unpack(_AH)
-        what = _PROTOCOLS.get(carried, f"protocol {carried}")
-        detail = f"spi {spi:#010x} seq {sequence} carrying {what}"
-        return Other(time, name, what != "ESP", *ends, detail)
+        what = IP_PROTOCOLS.get(carried, f"protocol {carried}")
+        detail = f"spi {spi:#010x} carrying {what}"
+        return Other(time, name, what != "ESP", *ends, detail, sequence)
     return Other(time, name, True, *ends)
+
+
+def _read_encapsulated(
+    time: int, ends: tuple[IPAddress, IPAddress], ports: str, body: Cursor
+) -> Other:
+    """ESP in UDP, a keep-alive, or IKE, which marks its own (RFC 3948 §2)."""
+    if body.remaining < _ESP.size:
+        kind = "NAT keep-alive" if body.rest()[:1] == b"\xff" else "UDP"
+        return Other(time, kind, True, *ends, ports)
+    spi, sequence = body.unpack(_ESP)
+    if not spi:
+        return Other(time, "IKE", True, *ends, ports)
+    return Other(time, "ESP in UDP", False, *ends, f"{ports} spi {spi:#010x}", sequence)

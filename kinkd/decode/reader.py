@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from struct import Struct
 
-from kinkd.decode.keys import key_lengths
+from kinkd.decode.keys import Ends, Keyless, KeymatView, derive
 from kinkd.decode.pcap import Datagram
-from kinkd.errors import KinkdError, LocalError, PeerError
+from kinkd.errors import KinkdError, LocalError, MalformedIsakmp, PeerError, UnsupportedQuickMode
 from kinkd.kerberos import etypes, messages
 from kinkd.kerberos.etypes import Key
 from kinkd.kerberos.keytab import KeytabEntry
-from kinkd.keying import keymat
-from kinkd.model import IPAddress, Secret
+from kinkd.model import IPAddress
 from kinkd.wire import grammar, isakmp, kink
+from kinkd.wire.cursor import Cursor
 from kinkd.wire.numbers import KeyUsage, MessageType
 
-_USAGE_TICKET = 2  # RFC 4120 §7.5.1
-_USAGE_AUTHENTICATOR = 11
+_PAYLOAD = Struct("!BxH")  # the generic header, RFC 2408 §3.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +40,52 @@ class ApRepView:
 
 
 @dataclass(frozen=True, slots=True)
+class Unread:
+    """An ISAKMP payload of a type that Quick Mode has not, or that cannot be read."""
+
+    type: int
+    body: bytes
+
+
+QuickModePart = isakmp.QuickModePayload | Unread
+KerberosView = ApReqView | ApRepView | messages.KrbErrorPart | messages.TicketHeader
+
+
+@dataclass(frozen=True, slots=True)
 class PayloadView:
     """One KINK payload and what is in it."""
 
     payload: kink.Payload
-    kerberos: ApReqView | ApRepView | messages.KrbErrorPart | None = None
+    kerberos: KerberosView | None = None
     inner: tuple[PayloadView, ...] = ()
-    quick_mode: tuple[isakmp.QuickModePayload, ...] = ()
+    quick_mode: tuple[QuickModePart, ...] = ()
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class KeymatView:
-    """The keys of one SA, by the side that receives on it."""
-
-    receiver: str
-    destination: IPAddress
-    protocol_id: int
-    spi: bytes
-    encryption: Secret = field(repr=False)
-    authentication: Secret = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class MessageView:
-    """One datagram. ``verified`` None: there is no Cksum, or the key is not known."""
+    """One datagram. ``verified`` None: there is no Cksum, or the key is not known.
+
+    ``command`` is what a REPLY answers; None: not in the capture. ``keyless`` says why SAs that
+    were agreed on have no keys in ``keymat``.
+    """
 
     datagram: Datagram
     header: kink.Header | None
     payloads: tuple[PayloadView, ...] = ()
     checksum: bytes = b""
     verified: bool | None = None
+    command: MessageType | None = None
     keymat: tuple[KeymatView, ...] = ()
+    keyless: tuple[str, ...] = ()
     problem: str = ""
+
+    @property
+    def flat(self) -> Iterator[PayloadView]:
+        """The payloads, those inside KINK_ENCRYPT behind it."""
+        for payload in self.payloads:
+            yield payload
+            yield from payload.inner
 
 
 @dataclass(slots=True)
@@ -80,9 +93,10 @@ class _Exchange:
     """What a command told that its REPLY needs."""
 
     epoch: int
+    command: MessageType | None = None
     key: Key | None = None
     authenticators: set[tuple[int, int]] = field(default_factory=set)
-    offer: tuple[isakmp.QuickModePayload, ...] = ()
+    offers: tuple[tuple[QuickModePart, ...], ...] = ()  # by KINK_ISAKMP payload
 
 
 class Reader:
@@ -109,15 +123,18 @@ class Reader:
         verified = None
         if received.checksum and exchange.key is not None:
             verified = exchange.key.verify(KeyUsage.CHECKSUM, received.signed, received.checksum)
-        keys: tuple[KeymatView, ...] = ()
-        problem = _breach(message, payloads)
-        quick_mode = tuple(_quick_modes(payloads))
-        if message.type is MessageType.CREATE:
-            exchange.offer = quick_mode
-        elif message.type is MessageType.REPLY:
-            keys, unknown = _derive(exchange, quick_mode, datagram)
-            problem = problem or unknown
-        return MessageView(datagram, header, payloads, received.checksum, verified, keys, problem)
+        view = MessageView(datagram, header, payloads, received.checksum, verified)
+        quick_modes = [
+            part.quick_mode for part in view.flat if isinstance(part.payload, kink.Isakmp)
+        ]
+        if message.type is MessageType.REPLY:
+            view = replace(view, command=exchange.command)
+            if exchange.command is MessageType.CREATE:
+                keymat, keyless = _derive(exchange, quick_modes, datagram)
+                view = replace(view, keymat=keymat, keyless=keyless)
+        elif message.type is not MessageType.ACK:  # which repeats the XID of the CREATE
+            exchange.command, exchange.offers = message.type, tuple(quick_modes)
+        return replace(view, problem=_breach(message, view))
 
     def _exchange(self, datagram: Datagram, message: kink.Message) -> _Exchange:
         ends = (datagram.source, datagram.destination)
@@ -140,7 +157,9 @@ class Reader:
                 case kink.KrbError(raw):
                     return PayloadView(payload, messages.read_krb_error(raw))
                 case kink.Isakmp():
-                    return PayloadView(payload, quick_mode=isakmp.decode(payload))
+                    return _read_isakmp(payload)
+                case kink.TgtRep(raw):
+                    return PayloadView(payload, messages.read_ticket(raw))
                 case kink.Encrypt(cipher):
                     return self._read_encrypt(payload, cipher, exchange)
                 case _:
@@ -170,7 +189,7 @@ class Reader:
             return ApReqView(request, problem=str(error))
         exchange.key = key
         try:
-            plain = key.decrypt(_USAGE_AUTHENTICATOR, request.authenticator_cipher)
+            plain = key.decrypt(messages.Usage.AP_REQ_AUTHENTICATOR, request.authenticator_cipher)
             authenticator = messages.read_authenticator(plain)
         except PeerError as error:
             return ApReqView(request, ticket, problem=f"authenticator: {error}")
@@ -186,7 +205,7 @@ class Reader:
             if entry.etype != sealed.etype:
                 continue
             try:
-                plain = _entry_key(entry).decrypt(_USAGE_TICKET, sealed.cipher)
+                plain = _entry_key(entry).decrypt(messages.Usage.TICKET, sealed.cipher)
             except PeerError:
                 continue  # the key of another service
             ticket = messages.read_enc_ticket(plain)
@@ -209,73 +228,73 @@ def _read_ap_rep(payload: kink.Payload, raw: bytes, exchange: _Exchange) -> Payl
     return PayloadView(payload, ApRepView(ctime, cusec, matches))
 
 
-def _breach(message: kink.Message, payloads: Sequence[PayloadView]) -> str:
+def _read_isakmp(payload: kink.Isakmp) -> PayloadView:
+    """Its Quick Mode payloads; where one cannot be read, the others all the same."""
+    try:
+        return PayloadView(payload, quick_mode=isakmp.decode(payload))
+    except UnsupportedQuickMode as error:
+        unread = Unread(payload.first, payload.body)
+        return PayloadView(payload, quick_mode=(unread,), problem=error.detail)
+    except PeerError as error:
+        problem = error.detail
+    parts: list[QuickModePart] = []
+    cursor, kind = Cursor(payload.body, MalformedIsakmp), payload.first
+    try:
+        while kind and len(parts) < isakmp.MAX_PAYLOADS:
+            following, length = cursor.unpack(_PAYLOAD)
+            parts.append(_read_part(kind, cursor.take(length - _PAYLOAD.size)))
+            kind = following
+    except PeerError:
+        parts.append(Unread(kind, cursor.rest()))
+    return PayloadView(payload, quick_mode=tuple(parts), problem=problem)
+
+
+def _read_part(kind: int, body: bytes) -> QuickModePart:
+    alone = _PAYLOAD.pack(0, _PAYLOAD.size + len(body)) + body
+    try:
+        (part,) = isakmp.decode(kink.Isakmp(kind, alone))
+    except PeerError:
+        return Unread(kind, body)
+    return part
+
+
+def _breach(message: kink.Message, view: MessageView) -> str:
     """What breaks the grammar of RFC 4430 §6, as far as it could be read."""
+    reply = message.type is MessageType.REPLY
+    command = view.command if reply else message.type
     try:
         grammar.check(message)
-        for view in payloads:
-            if view.inner:
-                grammar.check_inner(message.type, tuple(part.payload for part in view.inner))
+        for payload in view.payloads:
+            if payload.inner:
+                grammar.check_inner(message.type, tuple(part.payload for part in payload.inner))
+        for payload in view.flat:
+            if isinstance(payload.payload, kink.Isakmp) and command and not payload.problem:
+                parts = isakmp.decode(payload.payload)
+                grammar.check_quick_mode(command, parts, reply=reply)
     except PeerError as error:
         return error.detail
     return ""
 
 
-def _quick_modes(views: Iterable[PayloadView]) -> Iterable[isakmp.QuickModePayload]:
-    for view in views:
-        yield from view.quick_mode
-        yield from _quick_modes(view.inner)
-
-
 def _derive(
-    exchange: _Exchange, answer: tuple[isakmp.QuickModePayload, ...], datagram: Datagram
-) -> tuple[tuple[KeymatView, ...], str]:
-    """The keys of every SA that a REPLY to CREATE agrees on, or why there are none."""
-    chosen = [
-        p for sa in answer if isinstance(sa, isakmp.SecurityAssociation) for p in sa.proposals
-    ]
-    offered = [
-        p
-        for sa in exchange.offer
-        if isinstance(sa, isakmp.SecurityAssociation)
-        for p in sa.proposals
-    ]
-    if not chosen or exchange.key is None:
-        return (), ""
-    if any(isinstance(payload, isakmp.KeyExchange) for payload in answer):
-        return (), "KEYMAT holds g^xy of the KE payloads, which no capture shows"
-    ni = next((p.data for p in exchange.offer if isinstance(p, isakmp.Nonce)), None)
-    if ni is None:
-        return (), "the nonce of the CREATE is not in the capture"
-    nr = next((p.data for p in answer if isinstance(p, isakmp.Nonce)), b"")
-    views: list[KeymatView] = []
-    for proposal in chosen:
-        lengths = key_lengths(proposal)
-        if lengths is None:
-            return (), "the key lengths of the chosen transform are not known"
-        sides = [
-            ("initiator", datagram.destination, own)
-            for own in offered
-            if (own.number, own.protocol_id) == (proposal.number, proposal.protocol_id)
-        ]
-        for receiver, destination, one in (*sides, ("responder", datagram.source, proposal)):
-            material = keymat.derive(
-                exchange.key.prf, one.protocol_id, one.spi, ni, nr, octets=lengths.total
-            )
-            views.append(_keys(receiver, destination, one, material, lengths.encryption))
-    return tuple(views), ""
+    exchange: _Exchange, answers: Sequence[tuple[QuickModePart, ...]], datagram: Datagram
+) -> tuple[tuple[KeymatView, ...], tuple[str, ...]]:
+    """The keys of every SA that a REPLY to CREATE agrees on, and why others have none.
 
-
-def _keys(
-    receiver: str, destination: IPAddress, proposal: isakmp.Proposal, material: Secret, split: int
-) -> KeymatView:
-    view = KeymatView(
-        receiver,
-        destination,
-        proposal.protocol_id,
-        proposal.spi,
-        Secret(material.value[:split]),
-        Secret(material.value[split:]),
-    )
-    material.wipe()
-    return view
+    RFC 4430 §6.3 names no way to match the KINK_ISAKMP payloads of the two but their order.
+    """
+    key, offers = exchange.key, exchange.offers
+    agreed = [any(isinstance(p, isakmp.SecurityAssociation) for p in parts) for parts in answers]
+    if key is None or not any(agreed):
+        return (), ()
+    if len(answers) != len(offers):
+        return (), (f"{len(answers)} answers to {len(offers)} KINK_ISAKMP payloads",)
+    ends = Ends(initiator=datagram.destination, responder=datagram.source)
+    found: list[KeymatView] = []
+    reasons: list[str] = []
+    for number, (offer, answer) in enumerate(zip(offers, answers, strict=True), 1):
+        try:
+            found += derive(key.prf, offer, answer, ends, number)
+        except Keyless as error:
+            reasons.append(str(error))
+    return tuple(found), tuple(reasons)

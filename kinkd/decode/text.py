@@ -4,47 +4,48 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from kinkd.decode import words
+from kinkd.decode.keys import KeymatView
 from kinkd.decode.pcap import Other
 from kinkd.decode.reader import (
     ApRepView,
     ApReqView,
-    KeymatView,
     MessageView,
     PayloadView,
+    QuickModePart,
+    Unread,
 )
 from kinkd.kerberos import messages
 from kinkd.model import Secret
 from kinkd.wire import isakmp, kink
-from kinkd.wire.numbers import (
-    AhTransform,
-    AttributeClass,
-    AuthenticationAlgorithm,
-    EncapsulationMode,
-    EspTransform,
-    IdType,
-    KinkErrorCode,
-    LifeType,
-    MessageType,
-    NotifyType,
-    ProtocolId,
-)
+from kinkd.wire.numbers import KinkErrorCode, MessageType
 
 _INDENT = "  "
 
-_VALUES: dict[int, type[enum.IntEnum]] = {
-    AttributeClass.LIFE_TYPE: LifeType,
-    AttributeClass.ENCAPSULATION_MODE: EncapsulationMode,
-    AttributeClass.AUTHENTICATION_ALGORITHM: AuthenticationAlgorithm,
-}
+
+def render_start(start: int) -> str:
+    """The line above all others: when it was; ``start``: nanoseconds of the first packet."""
+    return f"times from {_utc(start // 1_000_000_000)[:-1]}.{start // 1000 % 1_000_000:06}Z"
 
 
-def render_other(packet: Other, start: int) -> str:
-    """One line for a packet that is not KINK; ``start``: nanoseconds of the first packet."""
-    ends = f" {packet.source} > {packet.destination}" if packet.source else ""
-    mark = "  clear" if packet.clear else ""
-    return f"{_offset(packet.time, start)}{ends}  {packet.kind} {packet.detail}".rstrip() + mark
+def render_others(packets: Sequence[Other], start: int) -> Iterator[str]:
+    """A line for each kind of the packets that came between two KINK messages."""
+    alike: dict[tuple[object, ...], list[Other]] = {}
+    for one in packets:
+        key = (one.kind, one.source, one.destination, one.detail, one.clear)
+        alike.setdefault(key, []).append(one)
+    for group in alike.values():
+        first, last = group[0], group[-1]
+        ends = f" {first.source} > {first.destination}" if first.source else ""
+        line = f"{_offset(first.time, start)}{ends}  {first.kind} {first.detail}".rstrip()
+        if first.sequence is not None:
+            line += f" seq {first.sequence}"
+        if len(group) > 1:
+            line += f" to {last.sequence}" if last.sequence is not None else ""
+            line += f"  {len(group)} packets until {_offset(last.time, start)}"
+        yield _safe(line + ("  clear" if first.clear else ""))
 
 
 def render_message(view: MessageView, start: int, *, show_keys: bool) -> Iterator[str]:
@@ -52,11 +53,13 @@ def render_message(view: MessageView, start: int, *, show_keys: bool) -> Iterato
 
     What a peer put into names and texts cannot steer the terminal: it is escaped.
     """
-    for line in _message(view, start, show_keys):
-        if line.isprintable():
-            yield line
-        else:
-            yield "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return map(_safe, _message(view, start, show_keys))
+
+
+def _safe(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _message(view: MessageView, start: int, show_keys: bool) -> Iterator[str]:
@@ -69,7 +72,8 @@ def _message(view: MessageView, start: int, show_keys: bool) -> Iterator[str]:
     if head is None:
         yield f"{_offset(packet.time, start)} {ends}  not KINK ({len(packet.octets)} octets)"
     else:
-        yield f"{_offset(packet.time, start)} {ends}  {_name(MessageType, head.type)}"
+        to = f" to {view.command.name}" if view.command is not None else ""
+        yield f"{_offset(packet.time, start)} {ends}  {_name(MessageType, head.type)}{to}"
         yield (
             f"{_INDENT}version {head.version}  length {head.length} of {len(packet.octets)}"
             f"  doi {head.doi}  xid {head.xid}  ackreq {int(head.ack_request)}"
@@ -80,8 +84,11 @@ def _message(view: MessageView, start: int, show_keys: bool) -> Iterator[str]:
     if view.checksum:
         verdict = {True: "verified", False: "WRONG", None: "not verified: no key"}[view.verified]
         yield f"{_INDENT}Cksum {view.checksum.hex()}  {verdict}"
+    several = len({keys.quick_mode for keys in view.keymat}) > 1
     for keys in view.keymat:
-        yield from _keymat(keys, show_keys)
+        yield from _keymat(keys, several, show_keys)
+    for reason in view.keyless:
+        yield f"{_INDENT}KEYMAT  none: {reason}"
     if view.problem:
         yield f"{_INDENT}! {view.problem}"
 
@@ -99,10 +106,17 @@ def _payload(view: PayloadView, indent: str, show_keys: bool) -> Iterator[str]:
         case messages.KrbErrorPart():
             for line in _krb_error(view.kerberos):
                 yield deeper + line
+        case messages.TicketHeader():
+            yield deeper + _ticket(view.kerberos)
     for part in view.inner:
         yield from _payload(part, deeper, show_keys)
+    identities = 0
     for element in view.quick_mode:
-        for line in _quick_mode(element):
+        side = ""
+        if isinstance(element, isakmp.Identification):  # RFC 2409 §5.5: IDci, then IDcr
+            side = ("ci", "cr", "")[min(identities, 2)]
+            identities += 1
+        for line in _quick_mode(element, side):
             yield deeper + line
     if view.problem:
         yield f"{deeper}! {view.problem}"
@@ -131,20 +145,19 @@ def _payload_line(payload: kink.Payload) -> str:
 
 
 def _ap_req(view: ApReqView, show_keys: bool) -> Iterator[str]:
-    sealed = view.request.ticket
-    kvno = "" if sealed.kvno is None else f" kvno {sealed.kvno}"
-    yield (
-        f"AP-REQ  options {_bits(view.request.ap_options)}"
-        f"  ticket for {sealed.sname}  etype {sealed.etype}{kvno}  {len(sealed.raw)} octets"
-    )
+    options = words.flags(words.AP_OPTIONS, view.request.ap_options)
+    yield f"AP-REQ  options {options}  {_ticket(view.request.ticket)}"
     ticket = view.ticket
     if ticket is not None:
         yield (
-            f"ticket  client {ticket.client}  session etype {ticket.session_etype}"
-            f"{_secret(' key ', ticket.session_key, show_keys)}  flags {_bits(ticket.flags)}"
+            f"ticket  client {ticket.client}  session etype {words.etype(ticket.session_etype)}"
+            f"{_secret(' key ', ticket.session_key, show_keys)}"
         )
-        start = "" if ticket.start is None else f"  start {_utc(ticket.start)}"
-        yield f"ticket  authtime {_utc(ticket.authtime)}{start}  end {_utc(ticket.end)}"
+        flags = words.flags(words.TICKET_FLAGS, ticket.flags)
+        yield (
+            f"ticket  authtime {_utc(ticket.authtime)}  start {_utc(ticket.start)}"
+            f"  end {_utc(ticket.end)}  flags {flags}"
+        )
     part = view.authenticator
     if part is not None:
         yield (
@@ -156,14 +169,28 @@ def _ap_req(view: ApReqView, show_keys: bool) -> Iterator[str]:
         yield f"! {view.problem}"
 
 
+def _ticket(sealed: messages.TicketHeader) -> str:
+    kvno = "" if sealed.kvno is None else f" kvno {sealed.kvno}"
+    return (
+        f"ticket for {sealed.sname}  etype {words.etype(sealed.etype)}{kvno}"
+        f"  {len(sealed.raw)} octets"
+    )
+
+
 def _krb_error(error: messages.KrbErrorPart) -> Iterator[str]:
     name = messages.KRB_ERROR_NAMES.get(error.code, "unnamed")
-    client = "" if error.ctime is None else f"  ctime {_utc(error.ctime)} cusec {error.cusec}"
-    yield f"KRB-ERROR {error.code} {name}  from {error.server}"
-    yield f"stime {_utc(error.stime)} susec {error.susec}{client}  text {error.text!r}"
+    meaning = messages.KRB_ERROR_TEXTS.get(error.code)
+    yield f"KRB-ERROR {error.code} {name}{f': {meaning}' if meaning else ''}"
+    client = "none"
+    if error.ctime is not None:
+        client = f"{_utc(error.ctime)} cusec {_or_none(error.cusec)}"
+    yield f"stime {_utc(error.stime)} susec {error.susec}  ctime {client}"
+    if error.ctime is not None:
+        yield f"the server's clock is {error.stime - error.ctime:+} s off the client's"
+    yield f"from {error.server}  text {error.text!r}"
 
 
-def _quick_mode(payload: isakmp.QuickModePayload) -> Iterator[str]:
+def _quick_mode(payload: QuickModePart, side: str) -> Iterator[str]:
     match payload:
         case isakmp.SecurityAssociation(proposals, doi, situation):
             yield f"SA  doi {doi}  situation {situation}"
@@ -172,45 +199,42 @@ def _quick_mode(payload: isakmp.QuickModePayload) -> Iterator[str]:
         case isakmp.Nonce(data):
             yield f"NONCE  {data.hex()}"
         case isakmp.KeyExchange(data):
-            yield f"KE  {data.hex()}"
-        case isakmp.Identification(id_type, protocol, port, data):
-            kind = _name(IdType, id_type)
-            yield f"ID  {kind}  protocol {protocol}  port {port}  {data.hex()}"
-        case isakmp.Notification(protocol_id, spi, kind_number, data, doi):
+            yield f"KE  {len(data)} octets  {data.hex()}"
+        case isakmp.Identification():
+            kind = words.name(words.ID_TYPES, payload.id_type)
+            yield f"ID{side}  {kind}  {words.identity(payload)}"
+        case isakmp.Notification():
             yield (
-                f"NOTIFY  {_name(NotifyType, kind_number)}  doi {doi}"
-                f"  {_name(ProtocolId, protocol_id)}  spi {spi.hex() or 'none'}"
-                f"  data {data.hex() or 'none'}"
+                f"NOTIFY  {words.name(words.NOTIFICATIONS, payload.type)}  doi {payload.doi}"
+                f"  {words.name(words.PROTOCOLS, payload.protocol_id)}"
+                f"  spi {words.spi(payload.spi)}  data {words.notified(payload) or 'none'}"
             )
         case isakmp.Delete(protocol_id, spis, doi):
             yield (
-                f"DELETE  doi {doi}  {_name(ProtocolId, protocol_id)}"
-                f"  spi {' '.join(spi.hex() for spi in spis)}"
+                f"DELETE  doi {doi}  {words.name(words.PROTOCOLS, protocol_id)}"
+                f"  spi {' '.join(map(words.spi, spis))}"
             )
+        case Unread(kind, body):
+            yield f"ISAKMP payload {words.name(words.PAYLOADS, kind)}  unread: {body.hex()}"
 
 
 def _proposal(proposal: isakmp.Proposal) -> Iterator[str]:
-    protocol = _name(ProtocolId, proposal.protocol_id)
-    yield f"PROPOSAL {proposal.number}  {protocol}  spi {proposal.spi.hex()}"
-    names = AhTransform if proposal.protocol_id == ProtocolId.AH else EspTransform
+    protocol = words.name(words.PROTOCOLS, proposal.protocol_id)
+    yield f"PROPOSAL {proposal.number}  {protocol}  spi {words.spi(proposal.spi)}"
+    names = words.TRANSFORMS.get(proposal.protocol_id, {})
     for transform in proposal.transforms:
-        kind = _name(names, transform.transform_id)
-        yield f"{_INDENT}TRANSFORM {transform.number}  {kind}"
+        yield f"{_INDENT}TRANSFORM {transform.number}  {words.name(names, transform.transform_id)}"
         for attribute in transform.attributes:
-            yield f"{_INDENT * 2}{_attribute(attribute)}"
+            name, value = words.attribute(attribute)
+            yield f"{_INDENT * 2}{name} = {value}"
 
 
-def _attribute(attribute: isakmp.Attribute) -> str:
-    names = _VALUES.get(attribute.type)
-    value = _name(names, attribute.value) if names else str(attribute.value)
-    return f"{_name(AttributeClass, attribute.type)} = {value}"
-
-
-def _keymat(keys: KeymatView, show_keys: bool) -> Iterator[str]:
-    protocol = _name(ProtocolId, keys.protocol_id)
+def _keymat(keys: KeymatView, several: bool, show_keys: bool) -> Iterator[str]:
+    protocol = words.name(words.PROTOCOLS, keys.protocol_id)
+    which = f"KINK_ISAKMP {keys.quick_mode}, " if several else ""
     yield (
-        f"{_INDENT}KEYMAT  {protocol} spi {keys.spi.hex()}, inbound at the {keys.receiver}"
-        f" {keys.destination}"
+        f"{_INDENT}KEYMAT  {which}{protocol} spi {words.spi(keys.spi)}, inbound at the"
+        f" {keys.receiver} {keys.destination}"
     )
     for what, secret in (("enc ", keys.encryption), ("auth", keys.authentication)):
         if len(secret):
@@ -230,10 +254,6 @@ def _utc(seconds: int) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):
         return str(seconds)
-
-
-def _bits(value: int) -> str:
-    return f"{value:#010x}"
 
 
 def _or_none(value: int | None) -> str:

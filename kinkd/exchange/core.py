@@ -52,6 +52,9 @@ class Peer:
     epoch_proven: float = float("-inf")  # when
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     ticket: Ticket | None = None
+    clock_offset: float = 0.0  # seconds by which its clock is ahead of ours, as it has proven
+    # What Kerberos refuses it does not remember: whoever overheard such a command can repeat it.
+    refusals: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1, burst=10))
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
     _buried: OrderedDict[tuple[IpsecProtocol, int], float] = field(default_factory=OrderedDict)
 

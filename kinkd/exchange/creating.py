@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kinkd.errors import LocalError, PeerError
@@ -201,6 +201,14 @@ class Creating:
             reason=reason,
         )
         self.ended(self, reason, now)
+
+    def again(self) -> Creating:
+        """Take the optimistic SAs back; the next ones have other SPIs and another nonce."""
+        spent = replace(self)
+        for sa in self._inbound:
+            self.core.remove_sa(sa)
+        self._inbound, self._ephemeral, spent._ephemeral = (), None, None
+        return spent
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer made a pair of which we have no half: a black hole, were it left there."""

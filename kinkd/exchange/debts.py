@@ -148,6 +148,10 @@ class Reminder:
         """Later, then."""
         self.debts.failed(self.debt, reason, now, answered=exchange.answered)
 
+    def again(self) -> Reminder:
+        """Nothing was prepared."""
+        return self
+
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer is heard again: it is told again."""
 

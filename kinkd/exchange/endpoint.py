@@ -20,6 +20,7 @@ from kinkd.exchange.lifecycle import Lifecycle, by_path
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
+from kinkd.exchange.suspicion import Suspicion
 from kinkd.exchange.timing import FIRST_TIMEOUT
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun, SaId
@@ -56,6 +57,7 @@ class Endpoint:
         self._crossings = Crossings(self._core, self._lifecycle, self._creating.__contains__)
         granting = Granting(self._core, self._lifecycle, self._crossings, self._established)
         self._responder = Responder(self._core, self._lifecycle, granting)
+        self._suspicion = Suspicion(self._core, self._initiator, self._renew)
 
     # What people and the application read.
 
@@ -109,6 +111,7 @@ class Endpoint:
         if now is not None:
             for slot in {pair.slot for pair in adopted}:
                 self._crossings.adopted(self._core.pairs.in_slot(slot), now)
+        self._suspicion.watch(0.0)  # with the first tick
 
     def recall(self, commands: Iterable[tuple[str, CommandId]], now: float) -> None:
         """Know again the CREATEs, by host, whose pairs an earlier life gave up."""
@@ -165,6 +168,7 @@ class Endpoint:
         except LocalError as error:  # of ours: an answer that does not fit, a ticket that ended
             core.counters["internal-error"] += 1
             core.report(Level.ERROR, "internal-error", peer=path.remote, reason=str(error))
+        self._suspicion.watch(now)
 
     def kernel_event(self, event: KernelEvent, now: float) -> None:
         """The kernel wants an SA, or one came to its end."""
@@ -284,9 +288,12 @@ class Endpoint:
             or core.pairs.in_slot(pair.slot)[-1] is not pair  # replaced already
         ):
             return
-        protection = core.policy.acquired(*pair.slot)
+        self._renew(pair, "rekey", now)
+
+    def _renew(self, pair: SaPair, cause: str, now: float) -> None:
+        protection = self._core.policy.acquired(*pair.slot)
         if protection is not None:
-            self._create(protection, now, "rekey")
+            self._create(protection, now, cause)
 
     def _create(
         self,

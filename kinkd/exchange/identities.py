@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from kinkd.errors import MalformedIsakmp, PeerError
+from kinkd.errors import LocalError, MalformedIsakmp, PeerError
 from kinkd.model import IPAddress, IPNetwork, PortMatch, Selector
 from kinkd.wire.isakmp import Identification
 from kinkd.wire.numbers import IdType, NotifyType
@@ -18,7 +18,11 @@ _WITH_PORTS = frozenset((6, 17, 33, 132, 136))  # TCP, UDP, DCCP, SCTP, UDP-Lite
 
 
 def write(traffic: Selector) -> tuple[Identification, Identification]:
-    """IDci and IDcr for traffic from the initiator's side to the responder's."""
+    """IDci and IDcr for traffic from the initiator's side to the responder's.
+
+    Raises:
+        LocalError: ports that they cannot say; left out, they would mean more traffic.
+    """
     return (
         _write(traffic.source, traffic.protocol, traffic.source_port),
         _write(traffic.destination, traffic.protocol, traffic.destination_port),
@@ -45,12 +49,20 @@ def read(initiator: Identification, responder: Identification) -> Selector:
 
 def _write(network: IPNetwork, protocol: int, port: PortMatch) -> Identification:
     address = network.network_address.packed
-    number = port.port if port.mask == _ONE_PORT else 0
+    number = _port_number(protocol, port)
     if network.prefixlen == network.max_prefixlen:
         kind = IdType.IPV4_ADDR if network.version == 4 else IdType.IPV6_ADDR
         return Identification(kind, protocol, number, address)
     kind = IdType.IPV4_ADDR_SUBNET if network.version == 4 else IdType.IPV6_ADDR_SUBNET
     return Identification(kind, protocol, number, address + network.netmask.packed)
+
+
+def _port_number(protocol: int, port: PortMatch) -> int:
+    if not port.mask:
+        return 0
+    if port.mask != _ONE_PORT or not port.port or protocol not in _WITH_PORTS:
+        raise LocalError(f"no client identity says port {port.port}/{port.mask:#06x} of {protocol}")
+    return port.port
 
 
 def _read(identity: Identification) -> IPNetwork:

@@ -141,7 +141,18 @@ class Lifecycle:
             return
         self._probed.add(peer.host.name)
         self._core.report(Level.INFO, "epoch-doubted", peer=peer.host.name, claimed=epoch)
-        self._initiator.begin(Probing(self, epoch), peer, path, now)
+
+        def ended(_: Peer, alive: bool, then: float) -> None:
+            self._probed.discard(peer.host.name)
+            if not alive:
+                self._core.timers.at(then + FIRST_PAUSE, again)
+
+        def again(then: float) -> None:
+            pairs = self._core.pairs.of_host(peer.host.name)
+            if any(pair.epoch != peer.epoch or pair.epoch != epoch for pair in pairs):
+                self._probe(peer, path, epoch, then)  # while anything depends on it
+
+        self._initiator.begin(Probing(ended), peer, path, now)
 
     def epoch_proven(self, peer: Peer, path: Path, epoch: int, asked: float, now: float) -> None:
         """A REPLY to what we sent at ``asked`` has an EPOCH: SAs of any other are void (§3.7).
@@ -162,21 +173,6 @@ class Lifecycle:
         for pair in stale:
             self.retire(pair, now, grace=0)
         self.disown_pairs(stale, now)  # were it wrong, the peer must not keep halves of them
-
-    def probe_ended(self, peer: Peer) -> None:
-        """The STATUS that was to confirm an EPOCH is over."""
-        self._probed.discard(peer.host.name)
-
-    def probe_failed(self, peer: Peer, path: Path, epoch: int, now: float) -> None:
-        """It was not answered: while anything depends on it, it is tried again."""
-        self.probe_ended(peer)
-
-        def again(then: float) -> None:
-            pairs = self._core.pairs.of_host(peer.host.name)
-            if any(pair.epoch != peer.epoch or pair.epoch != epoch for pair in pairs):
-                self._probe(peer, path, epoch, then)
-
-        self._core.timers.at(now + FIRST_PAUSE, again)
 
     def remove_inbound(self, pairs: tuple[SaPair, ...]) -> None:
         """The peer knows of the DELETE: nothing more can come in on these."""
@@ -233,6 +229,10 @@ class Deleting:
         if self.done is not None:
             self.done(now)
 
+    def again(self) -> Deleting:
+        """Nothing was prepared."""
+        return self
+
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Deleted after all: as was wanted."""
 
@@ -247,10 +247,12 @@ def by_path(pairs: Iterable[SaPair]) -> dict[Path, list[SaPair]]:
 
 @dataclass(slots=True, eq=False)
 class Probing:
-    """A STATUS of ours: is the peer alive, and is its EPOCH what we think (RFC 4430 §3.7)?"""
+    """A STATUS of ours: is the peer alive, and is its EPOCH what we think (RFC 4430 §3.7)?
 
-    lifecycle: Lifecycle
-    epoch: int  # what the peer claims
+    ``ended`` is told whether there was a REPLY, and the instant; and again of a late one.
+    """
+
+    ended: Callable[[Peer, bool, float], None]
     type: MessageType = MessageType.STATUS
 
     def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
@@ -259,11 +261,16 @@ class Probing:
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The REPLY's EPOCH, proven by its AP-REP, is what was wanted."""
-        self.lifecycle.probe_ended(exchange.peer)
+        self.ended(exchange.peer, True, now)
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """No conclusion may be drawn but that we do not know."""
-        self.lifecycle.probe_failed(exchange.peer, exchange.path, self.epoch, now)
+        self.ended(exchange.peer, False, now)
+
+    def again(self) -> Probing:
+        """Nothing was prepared."""
+        return self
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Its EPOCH is proven, if late."""
+        self.ended(exchange.peer, True, now)

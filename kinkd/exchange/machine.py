@@ -7,10 +7,11 @@ command alike is here, by the table in ``table.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kinkd.errors import KernelError, LocalError, PeerError
+from kinkd.exchange import remedy
 from kinkd.exchange.core import Core, Peer
 from kinkd.exchange.effects import FetchTicket, Level, Path
 from kinkd.exchange.table import Action, Event, State, step
@@ -35,13 +36,19 @@ class Purpose(Protocol):
     def type(self) -> MessageType: ...
 
     def prepare(self, exchange: Exchange, now: float) -> tuple[kink.Payload, ...]:
-        """What goes inside KINK_ENCRYPT; called once, when the ticket is there."""
+        """What goes inside KINK_ENCRYPT; called once for each XID, when the ticket is there."""
 
     def complete(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """A REPLY has verified. Raises PeerError where its contents are no success."""
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """The command has failed; undo what ``prepare`` did."""
+
+    def again(self) -> Purpose:
+        """The peer refused; undo what ``prepare`` did, which will be called again.
+
+        Returns whom to tell of a late REPLY to what was refused.
+        """
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """A REPLY has verified after the command had ended, and not the one that ended it.
@@ -71,6 +78,7 @@ class Exchange:
     late: bool = False  # a REPLY came after it had failed
     hint: str = ""  # an unproven reason why nothing comes back
     refusal: PeerError | None = None  # what the peer has proven to say instead of yes
+    remedied: set[int] = field(default_factory=set)  # KRB-ERRORs; each has it begun again once
 
     @property
     def over(self) -> bool:
@@ -103,16 +111,7 @@ class Initiator:
     def begin(self, purpose: Purpose, peer: Peer, path: Path, now: float) -> Exchange:
         """Start a command. It ends by its purpose's ``complete`` or ``abandon``."""
         exchange = Exchange(purpose, peer, path, now)
-        ticket = peer.ticket
-        # RFC 4430 §9 (1): the ticket must outlive a whole transaction.
-        if ticket and ticket.end > self._core.posix(now) + TRANSACTION_SECONDS:
-            exchange.ticket = ticket
-            self._step(exchange, Event.TICKET, now)
-        else:
-            exchange.timer = self._core.timers.at(
-                now + TRANSACTION_SECONDS, lambda then: self._step(exchange, Event.EXHAUSTED, then)
-            )
-            self._await_ticket(exchange)
+        self._obtain_ticket(exchange, now)
         return exchange
 
     def cancel(self, exchange: Exchange, reason: str, now: float) -> None:
@@ -159,22 +158,32 @@ class Initiator:
             return
         exchange.peer.round_trip.sample(now - asked)
         exchange.answered = True
-        event = Event.ACCEPTED
+        event = self._judge(exchange, exchange.ticket, reply, now)
+        if reply.ack_request:  # §3.2: after our SAs, and always, whatever we think of the REPLY
+            self._acknowledge(exchange, xid, exchange.ticket)
+        self._step(exchange, event, now)
+        if reply.ack_request and event is not Event.REMEDIED:
+            exchange.accepted = reply.inner
+            self._watch(exchange, now)  # §9: until the responder can no longer repeat the REPLY
+        self._epoch_proven(exchange.peer, exchange.path, reply.epoch, asked, now)
+
+    def _judge(self, exchange: Exchange, ticket: Ticket, reply: VerifiedReply, now: float) -> Event:
         try:
+            refusal = remedy.krb_error(reply)
+            if refusal is not None:
+                sent = exchange.outstanding[reply.attempt]
+                remedied = remedy.apply(self._core, exchange.peer, refusal, sent, ticket)
+                if remedied and refusal.code not in exchange.remedied:
+                    exchange.remedied.add(refusal.code)
+                    return Event.REMEDIED
             _refuse_errors(reply)
             exchange.purpose.complete(exchange, reply, now)
         except (PeerError, LocalError, KernelError) as error:
             exchange.hint = str(error)
             if isinstance(error, PeerError) and error.reason == "refused-by-peer":
                 exchange.refusal = error
-            event = Event.REFUSED
-        if reply.ack_request:  # §3.2: after our SAs, and always, whatever we think of the REPLY
-            self._acknowledge(exchange, xid, exchange.ticket)
-        self._step(exchange, event, now)
-        if reply.ack_request:
-            exchange.accepted = reply.inner
-            self._watch(exchange, now)  # §9: until the responder can no longer repeat the REPLY
-        self._epoch_proven(exchange.peer, exchange.path, reply.epoch, asked, now)
+            return Event.REFUSED
+        return Event.ACCEPTED
 
     def _replied_late(
         self, exchange: Exchange, xid: int, ticket: Ticket, reply: VerifiedReply, now: float
@@ -189,6 +198,33 @@ class Initiator:
         if unknown:
             self._core.counters["late-reply"] += 1
             exchange.purpose.late(exchange, reply, now)
+
+    def _begin_again(self, exchange: Exchange, now: float) -> None:
+        """Another transaction for the same purpose.
+
+        Nothing of the refused one is used again, neither XID nor what ``prepare`` chose: whoever
+        withheld it can have it carried out once the peer's clock comes to its authenticator, and
+        keys made of the same nonce and SPI would be used twice. Its REPLY would find it here.
+        """
+        spent = replace(exchange, purpose=exchange.purpose.again(), state=State.FAILED)
+        self._end(spent)
+        self._watch(spent, now)
+        exchange.xid = exchange.ticket = exchange.timer = None
+        exchange.inner, exchange.outstanding, exchange.sent_at = (), [], []
+        exchange.answered = False
+        self._obtain_ticket(exchange, now)
+
+    def _obtain_ticket(self, exchange: Exchange, now: float) -> None:
+        ticket = exchange.peer.ticket
+        # RFC 4430 §9 (1): the ticket must outlive a whole transaction.
+        if ticket and ticket.end > self._core.posix(now) + TRANSACTION_SECONDS:
+            exchange.ticket = ticket
+            self._step(exchange, Event.TICKET, now)
+        else:
+            exchange.timer = self._core.timers.at(
+                now + TRANSACTION_SECONDS, lambda then: self._step(exchange, Event.EXHAUSTED, then)
+            )
+            self._await_ticket(exchange)
 
     def _await_ticket(self, exchange: Exchange) -> None:
         server = exchange.peer.host.service
@@ -213,6 +249,8 @@ class Initiator:
         match action:
             case Action.SEND:
                 self._send(exchange, now)
+            case Action.BEGIN_AGAIN:
+                self._begin_again(exchange, now)
             case Action.COMPLETE:
                 self._end(exchange)
             case Action.ABANDON:
@@ -242,7 +280,11 @@ class Initiator:
         xid = exchange.xid
         if xid is not None and xid not in self._over and len(self._over) < _LATE_COMMANDS:
             self._over[xid] = exchange
-            self._core.timers.at(now + _LATE_SECONDS, lambda _: self._forget(xid))
+            # Of a clock ahead of the peer's, authenticators become fresh as late as that is far.
+            offsets = [each.offset for each in exchange.outstanding]
+            ahead = max(offsets, default=0.0) - exchange.peer.clock_offset
+            end = now + _LATE_SECONDS + max(0.0, ahead)
+            self._core.timers.at(end, lambda _: self._forget(xid))
 
     def _forget(self, xid: int) -> None:
         self._over.pop(xid, None)
@@ -259,7 +301,7 @@ class Initiator:
                 exchange.xid = core.next_xid()
                 self._by_xid[exchange.xid] = exchange
             # §9: a new authenticator each time, the same ticket, XID, nonce and SPI.
-            authenticator = ticket.authenticate()
+            authenticator = ticket.authenticate(exchange.peer.clock_offset)
         except (LocalError, KernelError, PeerError) as error:
             exchange.hint = str(error)
             self._step(exchange, Event.REFUSED, now)
@@ -281,10 +323,11 @@ class Initiator:
     def _acknowledge(self, exchange: Exchange, xid: int, ticket: Ticket) -> None:
         """RFC 4430 §6.2: the AP-REQ alone, with an authenticator of its own."""
         try:
-            proof = kink.ApReq(self._core.epoch, ticket.authenticate().ap_req)
+            authenticator = ticket.authenticate(exchange.peer.clock_offset)
         except LocalError as error:  # the ticket ended: the responder gives up in time
             self._core.report(Level.WARNING, "ack-impossible", reason=str(error))
             return
+        proof = kink.ApReq(self._core.epoch, authenticator.ap_req)
         datagram = seal(MessageType.ACK, xid, proof, (), ticket.key)
         self._core.send(datagram, exchange.path)
 

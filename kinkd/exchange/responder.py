@@ -13,11 +13,18 @@ from kinkd.exchange.granting import Granting, Request
 from kinkd.exchange.halfopen import HalfOpen
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, SaPair
+from kinkd.exchange.refusing import krb_error, refuse_provably
 from kinkd.exchange.timing import TokenBucket
-from kinkd.exchange.verified import VerifiedCommand, accept_command, open_command, seal, unseal
-from kinkd.kerberos import messages
+from kinkd.exchange.verified import (
+    CommandRefused,
+    VerifiedCommand,
+    accept_command,
+    open_command,
+    seal,
+    unseal,
+)
 from kinkd.kerberos.port import OpenedTicket
-from kinkd.model import Host, Principal
+from kinkd.model import Host
 from kinkd.wire import grammar, isakmp, kink
 from kinkd.wire.numbers import KinkErrorCode, MessageType, NotifyType
 
@@ -57,11 +64,13 @@ class Responder:
         self._core.send(datagram, path)
 
     def refuse(self, error: PeerError, xid: int, path: Path, now: float) -> None:
-        """Answer a command for which no AP-REP can be made, where RFC 4430 §6.3 wants it."""
+        """Answer a command that was not accepted, where RFC 4430 §6.3 wants it."""
         payload: kink.Payload
+        if isinstance(error, CommandRefused):
+            refuse_provably(self._core, error, xid, path, now)
+            return
         if isinstance(error, TicketRefused) and error.krb_error is not None:
-            me = self._core.policy.me.service
-            payload = kink.KrbError(_lone_krb_error(error.krb_error, me, self._core.posix(now)))
+            payload = krb_error(self._core, error.krb_error, now)
         elif error.kink_error is not None:
             payload = kink.KinkError(error.kink_error)
         else:
@@ -204,8 +213,3 @@ def _error_payloads(error: PeerError) -> _Inner:
     if error.kink_error is not None:
         return (kink.KinkError(error.kink_error),)
     return ()
-
-
-def _lone_krb_error(code: int, me: Principal, posix: float) -> bytes:
-    microseconds = int(posix % 1 * 1_000_000)
-    return messages.build_krb_error(code, me.realm, me, int(posix), microseconds)

@@ -2,8 +2,11 @@
 
 Every command of RFC 4430 goes the same way at its initiator: a ticket is needed; the command
 is sent, and sent again with a fresh authenticator whenever the timer T runs out (§9); a REPLY
-that verifies ends it well or badly; a full cycle without a ticket or a REPLY ends it badly.
+that verifies ends it well or badly; a full cycle without a ticket or a REPLY ends it badly. A
+refusal that says what to do about it (our clock, our ticket) has it begun again (§3.5).
 
+         +-----------remedied-----------+
+         v                              |
     NEEDS_TICKET --ticket--> AWAITS_REPLY --accepted--> DONE
          |                     |     ^ |
          |                  timeout  | +--refused, exhausted--> FAILED
@@ -38,6 +41,7 @@ class Event(enum.Enum):
     EXHAUSTED = enum.auto()
     ACCEPTED = enum.auto()
     REFUSED = enum.auto()
+    REMEDIED = enum.auto()
     CANCEL = enum.auto()
 
 
@@ -46,6 +50,7 @@ class Action(enum.Enum):
 
     NOTHING = enum.auto()
     SEND = enum.auto()
+    BEGIN_AGAIN = enum.auto()
     COMPLETE = enum.auto()
     ABANDON = enum.auto()
 
@@ -60,6 +65,7 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = MappingProxyTy
         (State.AWAITS_REPLY, Event.EXHAUSTED): (State.FAILED, Action.ABANDON),
         (State.AWAITS_REPLY, Event.ACCEPTED): (State.DONE, Action.COMPLETE),
         (State.AWAITS_REPLY, Event.REFUSED): (State.FAILED, Action.ABANDON),
+        (State.AWAITS_REPLY, Event.REMEDIED): (State.NEEDS_TICKET, Action.BEGIN_AGAIN),
         (State.AWAITS_REPLY, Event.CANCEL): (State.FAILED, Action.ABANDON),
     }
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kinkd.errors import Malformed, PeerError
+from kinkd.errors import Malformed, PeerError, TicketRefused
 from kinkd.kerberos import messages
 from kinkd.kerberos.port import Acceptor, Authenticator, OpenedTicket, SessionKey
 from kinkd.wire import grammar, kink
@@ -44,6 +44,21 @@ class VerifiedReply:
     inner: tuple[kink.Payload, ...] = field(repr=False)
 
 
+class CommandRefused(TicketRefused):
+    """Kerberos refuses the authenticator of a command whose Cksum verified (RFC 4430 §4.2.3).
+
+    Its sender shares a key with us, so that the refusal can be proven to it. ``client_time`` is
+    the authenticator's (ctime, cusec), None where that cannot be read.
+    """
+
+    def __init__(
+        self, refused: TicketRefused, ticket: OpenedTicket, client_time: tuple[int, int] | None
+    ) -> None:
+        super().__init__(refused.reason, refused.detail, refused.krb_error)
+        self.ticket = ticket
+        self.client_time = client_time
+
+
 def open_command(received: kink.Received, acceptor: Acceptor) -> OpenedTicket:
     """Open the ticket of a command and verify its Cksum. Nothing changes by it.
 
@@ -67,17 +82,36 @@ def accept_command(
     """Let Kerberos accept the authenticator.
 
     Raises:
-        TicketRefused: replay, clock, expiry.
+        CommandRefused: clock, expiry: whoever asked is told.
+        TicketRefused: a replay, or an ACK: silence.
     """
     message = received.message
     request = message.payloads[0]
     if not isinstance(request, kink.ApReq):
         raise Malformed(f"{message.type.name} without a leading KINK_AP_REQ")
-    accepted = acceptor.accept(opened)
+    try:
+        accepted = acceptor.accept(opened)
+    except TicketRefused as refused:
+        raise _refused(refused, message.type, opened) from None
     sealed = message.payloads[1:]
     return VerifiedCommand(
         message.type, message.xid, request.epoch, opened, accepted.ap_rep, sealed
     )
+
+
+def _refused(
+    refused: TicketRefused, message_type: MessageType, opened: OpenedTicket
+) -> TicketRefused:
+    if refused.krb_error is None:
+        return refused
+    if message_type is MessageType.ACK:  # expects no answer, RFC 4430 §6.2
+        return TicketRefused(refused.reason, refused.detail, None)
+    try:
+        request = messages.read_ap_req(opened.ap_req)
+        client_time = messages.authenticator_time(opened.key, request)
+    except PeerError:
+        client_time = None
+    return CommandRefused(refused, opened, client_time)
 
 
 def unseal(command: VerifiedCommand) -> tuple[kink.Payload, ...]:
@@ -147,5 +181,10 @@ def seal(
     if inner:
         cipher = key.encrypt(KeyUsage.ENCRYPT, kink.encode_inner(inner))
         payloads = (proof, kink.Encrypt(cipher))
-    signed = kink.encode(kink.Message(message_type, xid, payloads, ack_request))
+    return sign(kink.Message(message_type, xid, payloads, ack_request), key)
+
+
+def sign(message: kink.Message, key: SessionKey) -> bytes:
+    """A whole datagram with its Cksum (RFC 4430 §4)."""
+    signed = kink.encode(message)
     return kink.with_checksum(signed, key.checksum(KeyUsage.CHECKSUM, signed))

@@ -85,24 +85,38 @@ class GssTicket:
         self.key: SessionKey = etypes.key(credential.etype, credential.key)
         self.end = credential.end
         self.octets = len(credential.ticket)
+        self._last = 0
 
     def __repr__(self) -> str:
         return f"<ticket of {self.client} for {self.server}, ends {self.end}>"
 
-    def authenticate(self) -> Authenticator:
+    def authenticate(self, offset: float = 0.0) -> Authenticator:
         """A new AP-REQ, mutual authentication requested (RFC 4430 §4.2.1). No network.
 
         Raises:
             TicketUnavailable: the ticket has expired.
         """
+        if offset:
+            return self._by_another_clock(offset)
         try:
             ap_req = _ap_req(self._creds, self._target)
         except GSSError as error:
             # The cache holds no TGT: libkrb5 can only say that it finds nothing usable.
             why = "it has expired" if self.end <= time.time() else _text(error)
             raise TicketUnavailable(f"the ticket for {self.server} cannot be used: {why}") from None
-        ctime, cusec = _authenticator_time(messages.read_ap_req(ap_req), self.key)
-        return Authenticator(ap_req, ctime, cusec)
+        ctime, cusec = messages.authenticator_time(self.key, messages.read_ap_req(ap_req))
+        # libkrb5 may have set itself by the KDC's clock (kdc_timesync): measured, not assumed.
+        return Authenticator(ap_req, ctime, cusec, ctime + cusec / 1_000_000 - time.time())
+
+    def _by_another_clock(self, offset: float) -> Authenticator:
+        # GSSAPI makes authenticators by a context of its own, whose clock nobody can set.
+        now = time.time()
+        if self.end <= now:
+            raise TicketUnavailable(f"the ticket for {self.server} cannot be used: it has expired")
+        self._last = messages.unused_time(now + offset, self._last)
+        ctime, cusec = divmod(self._last, 1_000_000)
+        ap_req = messages.build_ap_req(self._ticket, self.key, self.client, ctime, cusec)
+        return Authenticator(ap_req, ctime, cusec, offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +364,7 @@ class GssAcceptor:
         ):
             raise TicketRefused("client-mismatch", f"not the ticket of {opened.client}", 36)
         try:
-            ctime, cusec = _authenticator_time(request, opened.key)
+            ctime, cusec = messages.authenticator_time(opened.key, request)
         except PeerError as error:
             raise TicketRefused(error.reason, error.detail, _MSG_TYPE) from None
         if ctime + cusec / 1_000_000 < self._birth:
@@ -457,11 +471,6 @@ def _ap_req(creds: gss.Creds, target: gss.Name) -> bytes:
         target, creds, mech=MechType.kerberos, flags=RequirementFlag.mutual_authentication
     ).token
     return messages.gss_unframe(token)[1]
-
-
-def _authenticator_time(ap_req: messages.ApReq, key: SessionKey) -> tuple[int, int]:
-    plain = key.decrypt(messages.Usage.AP_REQ_AUTHENTICATOR, ap_req.authenticator_cipher)
-    return messages.read_authenticator_time(plain)
 
 
 def _minor(error: GSSError) -> int:

@@ -135,10 +135,21 @@ def read_ap_req(raw: bytes) -> ApReq:
     """Read a KRB_AP_REQ; nothing is decrypted."""
     fields = _message(raw, Tag.AP_REQ)
     options = fields.field(2).flags()
-    ticket = _ticket(fields.field(3).rest())
+    ticket = read_ticket(fields.field(3).rest())
     authenticator = _encrypted(fields.field(4))
     fields.extensions(4)
     return ApReq(options, ticket, authenticator.etype, authenticator.cipher)
+
+
+def read_ticket(raw: bytes) -> TicketHeader:
+    """Read a Ticket; nothing is decrypted (RFC 4120 §5.3)."""
+    fields = Reader(raw).application(Tag.TICKET)
+    _require(fields.field(0).integer(), _PVNO, "tkt-vno")
+    realm = fields.field(1).string()
+    sname = _principal(fields.field(2), realm)
+    encrypted = _encrypted(fields.field(3))
+    fields.extensions(3)
+    return TicketHeader(realm, sname, encrypted.etype, encrypted.kvno, encrypted.cipher, raw)
 
 
 def read_enc_ticket(plain: bytes) -> EncTicket:
@@ -185,6 +196,16 @@ def read_authenticator_time(plain: bytes) -> tuple[int, int]:
     return fields.field(5).time(), cusec
 
 
+def authenticator_time(key: SessionKey, request: ApReq) -> tuple[int, int]:
+    """(ctime, cusec) of an AP-REQ's authenticator, decrypted under the ticket's session key.
+
+    Raises PeerError: the authenticator is not genuine, or has no time.
+    """
+    return read_authenticator_time(
+        key.decrypt(Usage.AP_REQ_AUTHENTICATOR, request.authenticator_cipher)
+    )
+
+
 def read_ap_rep(key: SessionKey, raw: bytes) -> tuple[int, int]:
     """(ctime, cusec) of a KRB_AP_REP, decrypted under the ticket's session key.
 
@@ -226,6 +247,16 @@ def read_krb_error(raw: bytes) -> KrbErrorPart:
         server,
         text.text() if text is not None else "",
     )
+
+
+def unused_time(posix: float, last: int) -> int:
+    """``posix`` in microseconds; what follows ``last``, where that one was no earlier.
+
+    No two authenticators under one key share their time (RFC 4120 §5.5.1). A clock that was set
+    back, a second or more, is followed all the same.
+    """
+    wanted = int(posix * 1_000_000)
+    return last + 1 if wanted <= last < wanted + 1_000_000 else wanted
 
 
 def build_ap_req(
@@ -367,16 +398,6 @@ def _message(raw: bytes, tag: Tag) -> Reader:
     _require(fields.field(0).integer(), _PVNO, "pvno")
     _require(fields.field(1).integer(), tag, "msg-type")
     return fields
-
-
-def _ticket(raw: bytes) -> TicketHeader:
-    fields = Reader(raw).application(Tag.TICKET)
-    _require(fields.field(0).integer(), _PVNO, "tkt-vno")
-    realm = fields.field(1).string()
-    sname = _principal(fields.field(2), realm)
-    encrypted = _encrypted(fields.field(3))
-    fields.extensions(3)
-    return TicketHeader(realm, sname, encrypted.etype, encrypted.kvno, encrypted.cipher, raw)
 
 
 def _encrypted(reader: Reader) -> EncryptedData:

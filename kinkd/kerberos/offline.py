@@ -213,13 +213,12 @@ class OfflineTicket:
         """Size of the encoded ticket."""
         return len(self._raw)
 
-    def authenticate(self) -> Authenticator:
-        """A new AP-REQ. Its time is the clock's, or what follows the last one's."""
-        # RFC 4120 §5.5.1: no two authenticators under one key share (ctime, cusec).
-        self._last = max(int(self._clock() * 1_000_000), self._last + 1)
+    def authenticate(self, offset: float = 0.0) -> Authenticator:
+        """A new AP-REQ. Its time is the clock's and ``offset``, or what follows the last one's."""
+        self._last = messages.unused_time(self._clock() + offset, self._last)
         ctime, cusec = divmod(self._last, 1_000_000)
         ap_req = messages.build_ap_req(self._raw, self.key, self.client, ctime, cusec)
-        return Authenticator(ap_req, ctime, cusec)
+        return Authenticator(ap_req, ctime, cusec, offset)
 
 
 class OfflineTicketSource:
@@ -231,6 +230,7 @@ class OfflineTicketSource:
         clock: POSIX seconds.
         session_etype: the etype of the session keys.
         lifetime: of a ticket, seconds.
+        host_clock: the client's own clock, by which authenticators are made; None: the KDC's.
     """
 
     def __init__(
@@ -240,12 +240,14 @@ class OfflineTicketSource:
         clock: Callable[[], float],
         session_etype: int = 18,
         lifetime: int = 36000,
+        host_clock: Callable[[], float] | None = None,
     ) -> None:
         self._client = client
         self._server_keys = server_keys
         self._clock = clock
         self._session_etype = session_etype
         self._lifetime = lifetime
+        self._host_clock = host_clock or clock
 
     def fetch(self, server: Principal) -> OfflineTicket:
         """A ticket for ``server`` with a session key of its own.
@@ -268,7 +270,7 @@ class OfflineTicketSource:
             end=now + self._lifetime,
         )
         raw = messages.build_ticket(server, kvno, server_key, part)
-        return OfflineTicket(raw, session, self._client, server, part.end, self._clock)
+        return OfflineTicket(raw, session, self._client, server, part.end, self._host_clock)
 
 
 def _malformed(error: PeerError) -> TicketRefused:

@@ -47,6 +47,7 @@ class Authenticator:
     ap_req: bytes = field(repr=False)  # raw KRB_AP_REQ, DER
     ctime: int  # POSIX seconds
     cusec: int
+    offset: float = 0.0  # seconds by which that time is ahead of this host's clock
 
 
 class Ticket(Protocol):
@@ -66,8 +67,14 @@ class Ticket(Protocol):
     def octets(self) -> int:
         """Size of the encoded ticket."""
 
-    def authenticate(self) -> Authenticator:
-        """A new AP-REQ with a fresh authenticator, mutual authentication requested. No network."""
+    def authenticate(self, offset: float = 0.0) -> Authenticator:
+        """A new AP-REQ with a fresh authenticator, mutual authentication requested. No network.
+
+        ``offset``: by how many seconds its time is ahead of our clock's (RFC 4430 §3.5).
+
+        Raises:
+            TicketUnavailable: the ticket has expired.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from kinkd.model import (
     Template,
 )
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy, Rule
+from kinkd.policy.model import RealmPolicy, Rule, protocol_words
 
 REQID_BASE: Final = 0x4B00_0000  # "K"; far above what others count up from 1
 REQID_COUNT: Final = 0x1_0000
@@ -57,7 +57,6 @@ PRIORITY_COUNT: Final = 1_000_000
 EXEMPTION_COUNT: Final = 10_000  # the part of the band that exemptions take, at its beginning
 
 KINK_PORT: Final = 910  # RFC 4430 §4
-NAT_TRAVERSAL_PORT: Final = 4500  # RFC 3948 §2.1
 UDP: Final = 17
 TCP: Final = 6
 ICMPV6: Final = 58
@@ -223,6 +222,12 @@ def _demands(policy: RealmPolicy, me: Host, others: Iterable[Host]) -> Iterator[
                 yield _Demand(peer, rule, profile, local, remote, selector)
         elif (ends := tunnel_ends(me, peer)) is not None:
             for source, destination in _of_one_family(mine, _prefixes(peer)):
+                if len(profile.protocols) > 1 and source.version != ends[0].version:
+                    raise LocalError(
+                        f"rule {rule.name!r}: {protocol_words(profile.protocols)} between {ends[0]}"
+                        f" and {ends[1]} cannot carry {source} to {destination}, of another"
+                        " address family (the kernel has no such thing); take a profile of ESP"
+                    )
                 yield _Demand(peer, rule, profile, *ends, Selector(source, destination))
 
 
@@ -243,16 +248,16 @@ def _protected(
 def tunnel_ends(me: Host, peer: Host) -> tuple[IPAddress, IPAddress] | None:
     """Between which of their addresses two hosts have their tunnels; None: no one family.
 
-    The addresses that stand first in the document, of them IPv4. The peer comes to the same
-    two, the other way round: what remains equal is decided by the addresses themselves.
+    The addresses that stand first in the document, of two equally good pairs that of IPv4. The peer
+    comes to the same two: two pairs of one family are never equally good.
     """
     pairs = [
-        (i + j, local.version, sorted((int(local), int(remote))), local, remote)
+        (i + j, local.version, local, remote)
         for i, local in enumerate(me.addresses)
         for j, remote in enumerate(peer.addresses)
         if local.version == remote.version
     ]
-    return min(pairs, key=lambda pair: pair[:3])[3:] if pairs else None
+    return min(pairs, key=lambda pair: pair[:2])[2:] if pairs else None
 
 
 def _prefixes(host: Host) -> tuple[IPNetwork, ...]:
@@ -363,11 +368,9 @@ def _head(prefix: IPNetwork, length: int) -> int:
 def _exemptions(me: Host, options: Options, demands: Iterable[_Demand]) -> tuple[SpdEntry, ...]:
     numbers = iter(options.priorities[:EXEMPTION_COUNT])
     ipv6 = any(demand.selector.source.version == 6 for demand in demands)
-    encapsulating = sorted({demand.local.version for demand in demands if demand.rule.udp})
     pairs = itertools.chain(
         _kink(),
         _neighbor_discovery() if ipv6 else (),
-        _encapsulated(encapsulating),
         _servers(me, options.servers),
     )
     return tuple(SpdEntry(direction, selector, _next(numbers)) for direction, selector in pairs)
@@ -387,16 +390,6 @@ def _neighbor_discovery() -> Iterator[tuple[Direction, Selector]]:
         match = PortMatch(icmp_type, 0xFFFF)  # the type stands where others have the source port
         for direction in (Direction.OUT, Direction.IN):
             yield direction, Selector(_ANY_V6, _ANY_V6, ICMPV6, match)
-
-
-def _encapsulated(versions: Iterable[int]) -> Iterator[tuple[Direction, Selector]]:
-    """ESP in UDP: unlike bare ESP, the kernel asks the SPD for it before it is unwrapped.
-
-    Inbound alone: what the kernel wraps is not asked for again, and nothing else is to leave.
-    """
-    port = PortMatch(NAT_TRAVERSAL_PORT, 0xFFFF)
-    for version in versions:
-        yield Direction.IN, Selector(_ANY[version], _ANY[version], UDP, port, port)
 
 
 def _servers(

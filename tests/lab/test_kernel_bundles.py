@@ -18,7 +18,8 @@ import pytest
 from kinkd.errors import KernelError
 from kinkd.kernel import xfrm
 from kinkd.kernel.netlink import LayoutError
-from kinkd.kernel.port import Acquire, Sa
+from kinkd.kernel.port import Acquire, Expire, Sa
+from kinkd.kernel.socket import XfrmSocket
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import Direction, IPAddress, IpsecProtocol, Mode, PortMatch, Selector, Template
 from tests.support import observe
@@ -90,6 +91,15 @@ class Passage:
             return not nothing_arrives(receiver) and receiver.recv(64) == b"hello"
 
 
+def reserved(kernel: XfrmSocket, sas: list[Sa]) -> list[Sa]:
+    """The SAs under SPIs that the kernel of their receiver gave out."""
+    found = []
+    for sa in sas:
+        spi = kernel.allocate_spi(sa.id.source, sa.id.destination, REQID, sa.id.protocol)
+        found.append(replace(sa, id=replace(sa.id, spi=spi)))
+    return found
+
+
 # --- bundles ----------------------------------------------------------------------------
 
 BUNDLES = [
@@ -111,7 +121,8 @@ def test_a_bundle_carries_traffic_and_a_part_of_it_does_not_satisfy_the_policy(
     alice.kernel.write_policy(out)
     bob.kernel.write_policy(replace(out, direction=Direction.IN))
     mode = Mode.TUNNEL if tunnel else Mode.TRANSPORT
-    sas = bundle(ends, 0x3000, suite, mode, passage.selector if tunnel else None)
+    made = bundle(ends, 0, suite, mode, passage.selector if tunnel else None)
+    sas = reserved(bob.kernel, made)
     bob.kernel.install_inbound(sas)
     alice.kernel.install_outbound(sas, [out])
     with raw(bob.node, family, IpsecProtocol.AH) as packets:
@@ -121,7 +132,7 @@ def test_a_bundle_carries_traffic_and_a_part_of_it_does_not_satisfy_the_policy(
     assert header[0] == IpsecProtocol.ESP  # what AH carries (RFC 4302 §2.1)
     assert header[4:8] == sas[1].id.spi.to_bytes(4, "big")
     shown = {state.protocol: state for state in observe.read_states(bob.node)}
-    assert {name: state.spi for name, state in shown.items()} == {"esp": 0x3000, "ah": 0x3001}
+    assert [shown[name].spi for name in ("esp", "ah")] == [sa.id.spi for sa in sas]
     assert (shown["esp"].mode, shown["ah"].mode) == (mode.name.lower(), "transport")
     assert [shown[name].packets for name in ("esp", "ah")] == [1, 1]
     assert shown["ah"].keymat == bytes(sas[1].keymat.value)
@@ -151,11 +162,14 @@ def test_an_acquire_names_the_first_sa_that_is_missing(sides: dict[str, Side]) -
         assert (again.protocol, again.mode) == (IpsecProtocol.AH, Mode.TRANSPORT)
         assert (again.source, again.destination) == (ah.id.source, ah.id.destination)
         alice.kernel.clear_acquire(again)
-        assert [state.id for state in alice.kernel.states()] == [esp.id]
+        sender.sendto(b"2", to)
+        third = wait_for(alice.kernel, lambda event: isinstance(event, Acquire | Expire))
+        assert isinstance(third, Acquire)  # had it not been cleared, it would expire first
+        assert third.sequence != again.sequence
         assert alice.kernel.remove(esp.id)
         bob.kernel.install_inbound([esp, ah])
         alice.kernel.install_outbound([esp, ah], [out])
-        assert receiver.recv(64) == b"1"
+        assert [receiver.recv(64) for _ in range(2)] == [b"1", b"2"]
 
 
 def test_an_acquire_around_a_tunnel_is_between_its_ends(sides: dict[str, Side]) -> None:
@@ -192,6 +206,8 @@ def test_where_a_part_of_a_bundle_is_refused_nothing_of_it_stays(sides: dict[str
         with pytest.raises(KernelError, match=f"NEWSA {refused} SA"):
             kernel.install_outbound(sas, [])
         assert kernel.states() == []
+    with pytest.raises(KernelError, match="NEWSA AH SA"):  # of two refusals the first one's
+        kernel.install_outbound([bad_esp, bad_ah], [])
     # Nor does anything go that was there before.
     kernel.install_inbound([esp])
     with pytest.raises(KernelError, match="UPDSA AH SA"):
@@ -316,16 +332,25 @@ def test_gateways_speak_for_the_networks_behind_them_and_for_no_other(
         assert alice.kernel.remove_policy(Direction.OUT, out.selector)
         assert not passage.passes()
     alice.kernel.write_policy(out)
-    sas = bundle(ends, 0x4100, GCM, Mode.TUNNEL, networks)
-    bob.kernel.install_inbound(sas)
-    alice.kernel.install_outbound(sas, [out])
-    with raw(bob.node, outer, IpsecProtocol.ESP) as packets:
-        assert passage.passes()
+    with (
+        udp(left.node, inner) as sender,
+        udp(right.node, inner) as receiver,
+        raw(bob.node, outer, IpsecProtocol.ESP) as packets,
+    ):
+        sender.sendto(b"hello", (str(right.node.address(inner)), PORT))
+        acquire = wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
+        assert isinstance(acquire, Acquire)
+        assert ((acquire.source, acquire.destination), acquire.mode) == (ends, Mode.TUNNEL)
+        assert acquire.flow.source == ip_network(left.node.address(inner))
+        sas = reserved(bob.kernel, bundle(ends, 0, GCM, Mode.TUNNEL, networks))
+        bob.kernel.install_inbound(sas)
+        alice.kernel.install_outbound(sas, [out])
+        assert receiver.recv(64) == b"hello"  # it was held by the gateway
         assert b"hello" not in packets.recv(2048)
     # alice, keyed as she is, speaks for an address that is not hers.
     forged = ip_address("10.99.9.9" if inner == 4 else "fd99::9")
     wide = Selector(ip_network(forged), networks.destination)
-    (another,) = bundle(ends, 0x4180, GCM, Mode.TUNNEL, networks)
+    (another,) = reserved(bob.kernel, bundle(ends, 0, GCM, Mode.TUNNEL, networks))
     bob.kernel.install_inbound([another])
     forging = rule(Direction.OUT, wide, templates(GCM, ends))
     alice.kernel.write_policy(forging)
@@ -389,7 +414,7 @@ def test_esp_in_udp_passes_a_policy_that_takes_udp_in_esp_only(
     out = rule(Direction.OUT, passage.selector, demands, port=PortMatch())
     alice.kernel.write_policy(out)
     bob.kernel.write_policy(replace(out, direction=Direction.IN))
-    (plain,) = bundle(ends, 0x5000, GCM, mode)
+    (plain,) = reserved(bob.kernel, bundle(ends, 0, GCM, mode))
     sa = replace(plain, udp=True)
     bob.kernel.install_inbound([sa])
     alice.kernel.install_outbound([sa], [out])
@@ -411,6 +436,6 @@ def test_esp_in_udp_passes_a_policy_that_takes_udp_in_esp_only(
     assert len(lines) == 2
     for line in lines:
         assert ".4500 > " in line
-        assert "UDP-encap: ESP(spi=0x00005000" in line
+        assert f"UDP-encap: ESP(spi=0x{sa.id.spi:08x}" in line
     policies = bob.node.run("ip", "xfrm", "policy").stdout
     assert "socket" not in policies  # it went with its socket

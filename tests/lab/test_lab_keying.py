@@ -1,124 +1,178 @@
-"""A profile with AES-CBC and a short life, and a host with more than one address."""
+"""Hosts whose documents differ come to terms, and what they made is replaced before it ends."""
 
 from __future__ import annotations
 
-import socket
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab, wait_for
-from tests.support.topology import Node
+from tests.support import observe
+from tests.support.lab import Lab, Rule, wait_for
+from tests.support.topology import BRIDGE
 
 SHORT = """
 [profiles.short]
 suites = ["aes128-sha256"]
 lifetime = "30s"
 group = "none"
+[profiles.bundle]
+suites = ["ah-sha256+aes128-sha256"]
+lifetime = "30s"
+group = "none"
 """
-SECOND = "10.77.0.200"  # an address of bob that no policy knows
-LATER_VERSION = bytes.fromhex("01200010 00000001 00000007 00000000")  # a CREATE of version 2
 
 
-def test_a_pair_is_replaced_before_it_ends_and_no_packet_is_lost():
-    with Lab() as lab:
-        lab.policy.write_text(lab.policy_text(profile="short") + SHORT)
+def test_pairs_are_replaced_before_they_end_and_no_packet_is_lost():
+    """Between gateways, in transport mode and of a bundle, all at once: it takes their life."""
+    rules = (
+        Rule("short", ("alice", "bob"), "tunnel"),
+        Rule("short", ("alice", "carol")),
+        Rule("bundle", ("bob", "carol")),
+    )
+    names = ("alice", "bob", "carol")
+    with Lab(names, gateways=names[:2], rules=rules, profiles=SHORT) as lab:
         lab.start()
-        alice, bob = lab["alice"], lab["bob"]
-        assert alice.ping(bob).lost == 0
-        (first,) = alice.sas()
-        assert (first["suite"], first["lifetime_seconds"]) == ("aes128-sha256", 30)
-        assert alice.ping(bob, count=140, interval=0.2, patience=60).lost == 0
-        wait_for(lambda: len(alice.sas()) == len(bob.sas()) == 1, "one pair is left")
-        (second,) = alice.sas()
-        assert second["spi_in"] != first["spi_in"]
-        assert second["role"] == "initiator"
+        alice, bob, carol = (lab[name].node for name in names)
+        left, right = lab.behind["alice"], lab.behind["bob"]
+        ways = [(left, right.ipv4), (left, right.ipv6), (alice, carol.ipv4), (bob, carol.ipv6)]
+        assert [observe.ping(source, target).lost for source, target in ways] == [0] * 4
+        first = {name: lab[name].sas() for name in names}
+        assert {row["lifetime_seconds"] for rows in first.values() for row in rows} == {30}
+        with ThreadPoolExecutor(len(ways)) as pool:
+            results = pool.map(lambda way: observe.ping(*way, count=140, patience=60), ways)
+            assert [result.lost for result in results] == [0] * 4
+        wait_for(lambda: all(len(lab[name].sas()) == len(first[name]) for name in names), "rekeyed")
+        for name in names:
+            old = {row["spi_in"] for row in first[name]}
+            assert old.isdisjoint(row["spi_in"] for row in lab[name].sas())
+        assert {row["role"] for row in lab["alice"].sas()} == {"initiator"}
 
 
-def ask_second_address(node: Node) -> tuple[bytes, tuple[str, int]]:
-    def ask() -> tuple[bytes, tuple[str, int]]:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.bind((str(node.ipv4), 0))
-            s.settimeout(5)
-            s.sendto(LATER_VERSION, (SECOND, 910))
-            return s.recvfrom(65535)
-
-    return node.python(ask)
-
-
-def test_the_answer_comes_from_the_address_that_was_asked(lab: Lab):
-    bob = lab["bob"].node
-    device = bob.run("ip", "-o", "-4", "addr", "show", "to", str(bob.ipv4)).stdout.split()[1]
-    bob.run("ip", "addr", "add", f"{SECOND}/24", "dev", device)
-    try:
-        datagram, sender = ask_second_address(lab["carol"].node)
-    finally:
-        bob.run("ip", "addr", "del", f"{SECOND}/24", "dev", device)
-    assert sender == (SECOND, 910)
-    assert datagram[0] == 3  # a REPLY: KINK_INVMAJ
-    assert datagram[-4:] == bytes((0, 0, 0, 3))
-
-
-def profile_of(*suites: str) -> str:
-    return f"\n[profiles.own]\ngroup = 'none'\nsuites = {list(suites)}\n"
-
-
-def test_hosts_that_prefer_differently_agree_in_three_messages():
-    with Lab() as lab:
-        alice, bob = lab["alice"], lab["bob"]
-        text = lab.policy_text(profile="own")
-        lab.policy.write_text(text + profile_of("aes256gcm16", "aes128-sha256"))
-        other = lab.directory / "other.toml"
-        other.write_text(text + profile_of("aes128-sha256"))
-        bob.configure(policy=other)
-        lab.start()
-        with lab.capture("alice") as pcap:
-            assert alice.ping(bob, count=3).lost == 0
-        assert [sa["suite"] for sa in (*alice.sas(), *bob.sas())] == ["aes128-sha256"] * 2
-        decoded = lab.decode(pcap, bob.keytab, "--show-keys")
-        assert [kind for kind in ("CREATE(1)", "REPLY(3)", "ACK(5)") if kind in decoded] == [
-            "CREATE(1)",
-            "REPLY(3)",
-            "ACK(5)",
-        ]
-        assert "ackreq 1" in decoded
-        assert all(state.keys["enc"].hex() in decoded for state in alice.states())
-        assert {s.spi for s in alice.states()} == {s.spi for s in bob.states()}
-
-
-def test_the_default_profile_has_forward_secrecy():
-    with Lab(profile="standard") as lab:
-        alice, bob = lab["alice"], lab["bob"]
-        lab.start()
-        with lab.capture("alice") as pcap:
-            assert alice.ping(bob, family=4, count=3).lost == 0
-            # The first echo may reach bob before the ACK, and the kernel does not hold its own
-            # ICMPv6 answers for want of an SA as it holds all else.
-            assert alice.ping(bob, family=6, count=3).lost <= 1
-        assert [sa["suite"] for sa in (*alice.sas(), *bob.sas())] == ["aes256gcm16"] * 4
-        decoded = lab.decode(pcap, bob.keytab)
-        assert decoded.count("GROUP_DESCRIPTION(3) = 19") == 2 * (2 + 1)  # two offered, one taken
-        assert decoded.count("ACK(5)") == 2
-        keys = {state.spi: state.keymat for state in alice.states()}
-        assert keys == {state.spi: state.keymat for state in bob.states()}
-
-
-@pytest.mark.parametrize(
-    ("name", "esn"), [("chacha20poly1305", True), ("aes256-sha512", True), ("null-sha256", False)]
+OWN = """
+[profiles.suites]
+suites = [{suites}]
+group = "none"
+[profiles.groups]
+suites = ["aes256gcm16"]
+group = [{groups}]
+[profiles.numbers]
+suites = ["aes256-sha256"]
+group = "none"
+esn = {esn}
+[profiles.both]
+suites = ["aes256gcm16"]
+group = [{groups}]
+esn = {esn}
+"""
+MORE = {
+    "suites": '"aes256gcm16", "aes128-sha256"',
+    "groups": '"ecp256", "none"',
+    "esn": '"try"',
+}
+OTHER_SUITES = {**MORE, "suites": '"aes128-sha256"'}
+LESS = {**MORE, "groups": '"none"', "esn": "false"}
+DIFFERING = (
+    Rule("suites", ("alice", "bob")),
+    Rule("groups", ("alice", "carol")),
+    Rule("numbers", ("alice", "dave")),
+    Rule("both", ("bob", "dave")),
+    Rule("standard", ("bob", "carol")),
 )
-def test_daemons_key_the_suite_of_a_profile_and_the_decoder_agrees_on_the_keys(
-    name: str, esn: bool
-) -> None:
-    profile = f'\n[profiles.one]\nsuites = "{name}"\ngroup = "none"\nesn = {str(esn).lower()}\n'
-    with Lab() as lab:
-        lab.policy.write_text(lab.policy_text(profile="one") + profile)
-        lab.start("alice", "bob")
-        alice, bob = lab["alice"], lab["bob"]
-        with lab.capture("alice") as pcap:
-            assert alice.ping(bob, count=3).lost == 0
-        assert [sa["suite"] for sa in (*alice.sas(), *bob.sas())] == [name, name]
-        for host in (alice, bob):
-            shown = host.node.run("ip", "-d", "xfrm", "state").stdout
-            assert shown.count("flag esn") == (2 if esn else 0)
-            assert {sa.packets for sa in host.states()} == {3}
-        derived = lab.derived_keymat(pcap, bob.keytab)
-        assert derived == {state.spi: state.keymat for state in alice.states()}
+
+
+@dataclass(frozen=True)
+class Differing:
+    """The laboratory, whose hosts read documents that differ."""
+
+    lab: Lab
+
+    def key(self, one: str, other: str) -> tuple[Path, list[str]]:
+        """Ping, by IPv4; the capture, and what of KINK it has, a text for every message."""
+        lab = self.lab
+        with lab.capture(BRIDGE) as pcap:
+            assert lab[one].ping(lab[other], count=3).lost == 0
+        text = lab.decode(pcap, lab[other].keytab)
+        blocks = re.split(r"^(?=\+\d)", text, flags=re.MULTILINE)
+        assert {s.spi: s.keymat for s in lab.states_between(one, other)} == {
+            s.spi: s.keymat for s in lab.states_between(other, one)
+        }
+        return pcap, [block for block in blocks if re.search(r"(CREATE|REPLY|ACK)\(\d\)", block)]
+
+
+@pytest.fixture(scope="module")
+def differing() -> Iterator[Differing]:
+    names = ("alice", "bob", "carol", "dave")
+    with Lab(names, rules=DIFFERING, profiles=OWN.format(**MORE)) as lab:
+        for name, document in (("bob", OTHER_SUITES), ("carol", LESS), ("dave", LESS)):
+            path = lab.directory / f"{name}.toml"
+            path.write_text(lab.policy_text(profiles=OWN.format(**document)))
+            lab[name].configure(policy=path)
+        lab.start()
+        yield Differing(lab)
+
+
+def kinds(messages: list[str]) -> list[str]:
+    found = [re.search(r"(CREATE|REPLY|ACK)\(\d\)", message) for message in messages]
+    return [match[1] for match in found if match]
+
+
+def esn_in_kernels(lab: Lab, *names: str) -> set[bool]:
+    return {sa.esn for sa in lab.states_between(*names)}
+
+
+def test_hosts_that_prefer_differently_agree_in_three_messages(differing: Differing):
+    pcap, messages = differing.key("alice", "bob")
+    lab = differing.lab
+    (row,) = lab["alice"].sas()
+    assert row["suite"] == "aes128-sha256"
+    assert kinds(messages) == ["CREATE", "REPLY", "ACK"]
+    assert "ackreq 1" in messages[1]
+    keys = {sa.spi: sa.keymat for sa in lab.states_between("bob", "alice")}
+    assert lab.derived_keymat(pcap, lab["bob"].keytab) == keys
+
+
+def test_a_host_without_groups_is_keyed_without_forward_secrecy_where_policy_allows(
+    differing: Differing,
+):
+    pcap, messages = differing.key("alice", "carol")
+    lab = differing.lab
+    assert kinds(messages) == ["CREATE", "REPLY", "CREATE", "REPLY"]
+    assert "GROUP_DESCRIPTION(3) = 19" in messages[0]
+    assert not any("GROUP_DESCRIPTION" in message for message in messages[2:])
+    keys = {sa.spi: sa.keymat for sa in lab.states_between("carol", "alice")}
+    assert lab.derived_keymat(pcap, lab["carol"].keytab) == keys
+
+
+def test_a_host_without_esn_is_keyed_without_where_policy_only_tries_it(differing: Differing):
+    _, messages = differing.key("alice", "dave")
+    assert kinds(messages) == ["CREATE", "REPLY", "ACK"]
+    assert ["ESN(11) = 1" in message for message in messages] == [True, False, False]
+    assert esn_in_kernels(differing.lab, "alice", "dave") == {False}
+
+
+def test_a_host_that_lacks_both_is_keyed_in_the_end(differing: Differing):
+    pcap, messages = differing.key("bob", "dave")
+    lab = differing.lab
+    assert kinds(messages) == ["CREATE", "REPLY", "CREATE", "REPLY", "ACK"]
+    assert not any("GROUP_DESCRIPTION" in message for message in messages[2:])
+    assert esn_in_kernels(lab, "bob", "dave") == {False}
+    keys = {sa.spi: sa.keymat for sa in lab.states_between("dave", "bob")}
+    assert lab.derived_keymat(pcap, lab["dave"].keytab) == keys
+
+
+def test_the_default_profile_has_forward_secrecy(differing: Differing):
+    pcap, messages = differing.key("bob", "carol")
+    lab = differing.lab
+    # The first echo may reach carol before the ACK, and the kernel does not hold its own
+    # ICMPv6 answers for want of an SA as it holds all else.
+    assert lab["bob"].ping(lab["carol"], family=6, count=3).lost <= 1
+    rows = [row for row in lab["bob"].sas() if row["peer"] == "carol"]
+    assert [row["suite"] for row in rows] == ["aes256gcm16"] * 2
+    assert kinds(messages) == ["CREATE", "REPLY", "ACK"]
+    offered, taken, _ = (message.count("GROUP_DESCRIPTION(3) = 19") for message in messages)
+    assert (offered, taken) == (2, 1)
+    assert lab.derived_keymat(pcap, lab["carol"].keytab) == {}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import socket
 
 import pytest
 
 from tests.support import forge, observe
 from tests.support.lab import Host, Lab
+from tests.support.topology import Node
 
 PORT = 7777
+SECOND = "10.77.0.200"  # an address of bob that no policy knows
+LATER_VERSION = bytes.fromhex("01200010 00000001 00000007 00000000")  # a CREATE of version 2
 _sequence = itertools.count(1000)  # above what the kernel has used: no replay
 
 
@@ -103,3 +107,26 @@ def test_clear_packets_of_a_host_that_must_protect_them_are_not_accepted(keyed: 
     forge.send_clear(keyed["carol"].node, bob.node, source, target, datagram)
     assert receive(1) is None
     assert bob.node.xfrm_counters()["XfrmInTmplMismatch"] == before + 1
+
+
+def ask_second_address(node: Node) -> tuple[bytes, tuple[str, int]]:
+    def ask() -> tuple[bytes, tuple[str, int]]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.bind((str(node.ipv4), 0))
+            s.settimeout(5)
+            s.sendto(LATER_VERSION, (SECOND, 910))
+            return s.recvfrom(65535)
+
+    return node.python(ask)
+
+
+def test_the_answer_comes_from_the_address_that_was_asked(lab: Lab):
+    bob = lab["bob"].node
+    bob.ip(f"addr add {SECOND}/24 dev eth0")
+    try:
+        datagram, sender = ask_second_address(lab["carol"].node)
+    finally:
+        bob.ip(f"addr del {SECOND}/24 dev eth0")
+    assert sender == (SECOND, 910)
+    assert datagram[0] == 3  # a REPLY: KINK_INVMAJ
+    assert datagram[-4:] == bytes((0, 0, 0, 3))

@@ -135,7 +135,11 @@ def test_other_identities_are_refused(bad: tuple[isakmp.Identification, ...], co
 @pytest.mark.parametrize("kind", [9, 14, 24578, 40000])
 def test_a_notification_in_a_request_that_is_not_known_is_ignored(kind: int) -> None:
     notification = isakmp.Notification(ProtocolId.ESP, b"", kind)
-    assert chosen(tell(World(), quick_mode(proposal(), also=(notification,))))
+    world = World()
+    assert chosen(tell(world, quick_mode(proposal(), also=(notification,))))
+    assert tell(world, isakmp.encode((notification,)), kind=MessageType.STATUS, xid=8) == ()
+    logged = world["bob"].events("notification-ignored")
+    assert [(each["peer"], each["type"]) for each in logged] == [("alice", kind)] * 2
 
 
 @pytest.mark.rfc("4430-4-6", "4430-4-7")

@@ -1,267 +1,165 @@
-"""Our endpoints fed with what racoon2's kinkd sent: it gets what it expects, we get its keys.
-
-The recordings of ``tests/data/interop`` run under the clock of the day they were made. As
-responder we choose the SPI of our inbound SA ourselves, so one of the two recorded SAs can be
-compared; as initiator we are given the recorded ticket, authenticator, nonce and SPI, and both.
-"""
+"""Our endpoints fed with what racoon2's kinkd sent: octet for octet as it expects, and its keys."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, replace
-from functools import cached_property
-from ipaddress import IPv4Address, ip_address
-from pathlib import Path as File
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
-from kinkd.decode import pcap
 from kinkd.document import Document
-from kinkd.exchange import quickmode
-from kinkd.exchange.core import Start
-from kinkd.exchange.effects import FetchTicket, Path, Send
-from kinkd.exchange.endpoint import Endpoint
-from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
+from kinkd.exchange.verified import seal, verify_reply
 from kinkd.kerberos import offline
-from kinkd.kerberos.etypes import Key
-from kinkd.kerberos.keytab import read_keytab
-from kinkd.kerberos.messages import build_ap_req, read_ap_rep, read_ap_req
-from kinkd.kerberos.offline import OfflineAcceptor
-from kinkd.kerberos.port import Authenticator, OpenedTicket
-from kinkd.kernel.memory import MemoryKernel
-from kinkd.kernel.port import Acquire
+from kinkd.kerberos.messages import (
+    KrbErrorPart,
+    build_ap_req,
+    read_ap_rep,
+    read_ap_req,
+    read_krb_error,
+)
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Host, IpsecProtocol, Mode, Selector
+from kinkd.model import IpsecProtocol, Mode, Secret
 from kinkd.policy import model
 from kinkd.wire import isakmp, kink
-from kinkd.wire.numbers import MessageType
-from tests.support import recordings
-from tests.support.pair import REQID, policy_of
-
-CONF = File(__file__).resolve().parents[2] / "conf" / "racoon2.toml"
-A, B = IPv4Address("10.99.0.1"), IPv4Address("10.99.0.2")
-EVERY_SUITE = {4: frozenset(SUITES), 6: frozenset(SUITES)}
-TWO_WAY = ["esp2way", "esp2way-etype17"]
-
-
-def profile():
-    rule = model.read(Document.parse(CONF.name, CONF.read_bytes())).rule_between("alice", "bob")
-    assert rule is not None
-    assert rule.profile is not None
-    return rule.profile
-
-
-def suffix(name: str) -> str:
-    return "128" if name.endswith("etype17") else ""  # the recorded hosts' other principals
+from kinkd.wire.numbers import IdType, MessageType
+from tests.support.racoon2 import CONF, AtAlice, Initiating, Responding
+from tests.support.recordings import (
+    AHEAD,
+    KEYED,
+    NAMES,
+    A,
+    B,
+    Recording,
+    Transaction,
+    clear,
+    kernel_keys,
+    proposals,
+    quick_mode,
+)
 
 
-@dataclass
-class Recording:
-    """One recorded exchange: its KINK datagrams, and the keys that open them."""
-
-    name: str
-
-    @cached_property
-    def datagrams(self) -> list[pcap.Datagram]:
-        found = recordings.datagrams(self.name)
-        return [each for each in found if 910 in (each.source_port, each.destination_port)]
-
-    @cached_property
-    def entries(self):
-        return read_keytab(recordings.keytab(self.name))
-
-    def opened(self, command: pcap.Datagram) -> OpenedTicket:
-        request = kink.decode(command.octets).message.payloads[0]
-        assert isinstance(request, kink.ApReq)
-        return OfflineAcceptor(self.entries, lambda: 0).open(request.ap_req)
-
-    def authenticator(self, command: pcap.Datagram) -> Authenticator:
-        request = kink.decode(command.octets).message.payloads[0]
-        assert isinstance(request, kink.ApReq)
-        part = offline._authenticator(self.opened(command).key, read_ap_req(request.ap_req))
-        return Authenticator(request.ap_req, part.ctime, part.cusec)
-
-    def host(self, name: str, address: IPv4Address) -> Host:
-        wanted = ("kink", f"{name}{suffix(self.name)}.kink.test")
-        (principal,) = {e.principal for e in self.entries if e.principal.components == wanted}
-        return Host(name, principal, principal, (address,))
+def assert_is(ours: kink.Received, theirs: Transaction) -> None:
+    """Header, proof, contents, and the length of the whole."""
+    sent = ours.message
+    assert (sent.type, sent.xid, sent.ack_request) == (theirs.type, theirs.message.xid, False)
+    assert sent.payloads[0] == theirs.proof
+    assert clear(theirs.opened.key, sent) == theirs.asked
+    assert len(ours.signed) + len(ours.checksum) == len(theirs.command.octets)
 
 
-class Responding:
-    """Our responder at B under the recording's clock."""
-
-    def __init__(self, recording: Recording, me: IPv4Address = B) -> None:
-        self.recording = recording
-        self.now = 0.0
-        hosts = {A: recording.host("alice", A), B: recording.host("bob", B)}
-        peer = hosts[A if me == B else B]
-        self.kernel = MemoryKernel(first_spi=0x5000)
-        acceptor = OfflineAcceptor(recording.entries, lambda: self.now)
-        start = Start(1795421000, 0, EVERY_SUITE, random.Random(1).randbytes)
-        policy = policy_of(hosts[me], (peer,), profile())
-        self.endpoint = Endpoint(policy, self.kernel, acceptor, start)
-        self.endpoint.set_posix(0.0)
-
-    def give(self, command: pcap.Datagram, octets: bytes | None = None) -> VerifiedReply:
-        """Our answer to a command, read as racoon2 reads it: AP-REP, Cksum, what is inside."""
-        self.now = command.time / 1e9
-        path = Path(ip_address(str(command.destination)), ip_address(str(command.source)))
-        self.endpoint.tick(self.now)
-        self.endpoint.receive(octets or command.octets, path, self.now)
-        (answer,) = [each for each in self.endpoint.commands() if isinstance(each, Send)]
-        assert (answer.path.remote, answer.path.port) == (path.remote, 910)
-        received = kink.decode(answer.datagram)
-        assert received.message.type is MessageType.REPLY
-        assert received.message.xid == kink.header(command.octets).xid
-        authenticator = self.recording.authenticator(command)
-        return verify_reply(received, self.recording.opened(command).key, [authenticator])
-
-
-def quick_mode(reply: VerifiedReply) -> tuple[isakmp.QuickModePayload, ...]:
-    (payload,) = reply.inner
-    assert isinstance(payload, kink.Isakmp)
-    return isakmp.decode(payload)
-
-
-def keys_of(kernel: MemoryKernel) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """As ``recordings.kernel_keys`` has them: AES-128 first, then HMAC-SHA1."""
-    found = {}
-    for entry in kernel._states.values():
-        if entry.sa is not None:
-            octets = bytes(entry.sa.keymat.value)
-            name = (str(entry.id.destination), "esp", f"{entry.id.spi:08x}")
-            found[name] = (octets[:16].hex(), octets[16:].hex())
-    return found
-
-
-def recorded_nonce(key: Key, create: kink.Message) -> bytes:
-    sealed = create.payloads[1]
-    assert isinstance(sealed, kink.Encrypt)
-    (inner,) = kink.decode_inner(key.decrypt(39, sealed.cipher))
-    assert isinstance(inner, kink.Isakmp)
-    (nonce,) = [part.data for part in isakmp.decode(inner) if isinstance(part, isakmp.Nonce)]
-    return nonce
+# --- we answer --------------------------------------------------------------------------------
 
 
 @pytest.mark.rfc("4430-4.2.6-4", "4430-4-12", "4430-5.4-1", "4430-5-4", "4430-6.3-1")
-@pytest.mark.parametrize("name", TWO_WAY)
-def test_its_create_is_answered_in_two_messages_and_keys_its_inbound_sa(name: str) -> None:
+@pytest.mark.parametrize("name", KEYED)
+def test_our_replies_are_its_own_and_key_what_its_kernel_had(name: str) -> None:
     world = Responding(Recording(name))
-    create = world.recording.datagrams[0]
-    reply = world.give(create)
-    assert not reply.ack_request
-    (association,) = quick_mode(reply)  # no nonce, no notification: it would choke on them
-    assert isinstance(association, isakmp.SecurityAssociation)
-    (offered,) = recorded_proposals(world.recording, create)
-    (chosen,) = association.proposals
-    assert replace(chosen, spi=offered.spi) == offered  # numbers, attributes and their order
-    keys, recorded = keys_of(world.kernel), recordings.kernel_keys(name)
-    of_alice = ("10.99.0.1", "esp", offered.spi.hex())
-    assert keys[of_alice] == recorded[of_alice]
-    assert len(keys) == 2
+    answered = 0
+    for each in world.recording.transactions:
+        sent = world.receive(each.command.octets, world.recording.now(each.command))
+        if each.reply is None:
+            assert not sent  # an ACK
+            continue
+        (ours,), theirs = sent, kink.decode(each.reply.octets).message
+        if not any(isinstance(part, kink.KrbError) for part in each.answered):
+            answered += 1
+            assert clear(each.opened.key, ours.message) == each.answered
+            assert (ours.message.ack_request, ours.message.xid) == (theirs.ack_request, theirs.xid)
+            assert len(ours.signed) + len(ours.checksum) == len(each.reply.octets)
+            verify_reply(ours, each.opened.key, [each.authenticator])
+    assert answered
+    assert kernel_keys(name).items() <= world.kernel.keys.items()
 
 
-def recorded_proposals(recording: Recording, create: pcap.Datagram) -> tuple[isakmp.Proposal, ...]:
-    sealed = kink.decode(create.octets).message.payloads[1]
-    assert isinstance(sealed, kink.Encrypt)
-    (inner,) = kink.decode_inner(recording.opened(create).key.decrypt(39, sealed.cipher))
-    assert isinstance(inner, kink.Isakmp)
-    association = isakmp.decode(inner)[0]
-    assert isinstance(association, isakmp.SecurityAssociation)
-    return association.proposals
+def test_every_recording_with_a_create_that_was_carried_out_is_compared() -> None:
+    created = {n for n in NAMES if any(each.creates for each in Recording(n).transactions)}
+    assert created == {*KEYED}
 
 
-@dataclass
-class RecordedTicket:
-    """The ticket of a recording, with the one authenticator that was sent under it."""
-
-    opened: OpenedTicket
-    once: Authenticator
-
-    @property
-    def client(self):
-        return self.opened.client
-
-    @property
-    def server(self):
-        return self.opened.server
-
-    @property
-    def key(self):
-        return self.opened.key
-
-    @property
-    def end(self) -> int:
-        return self.opened.end
-
-    octets = 0
-
-    def authenticate(self) -> Authenticator:
-        return self.once
-
-
-@pytest.mark.rfc("4430-3.2-1", "4430-4.2.2-1", "4430-7-1")
-@pytest.mark.parametrize("name", TWO_WAY)
-def test_our_create_is_its_own_and_its_reply_gives_both_recorded_keys(name: str) -> None:
-    recording = Recording(name)
-    create, reply = recording.datagrams[:2]
-    message, now = kink.decode(create.octets).message, create.time / 1e9
-    opened = recording.opened(create)
-    (offered,) = recorded_proposals(recording, create)
-    nonce = recorded_nonce(opened.key, message)
-    kernel = MemoryKernel(first_spi=int.from_bytes(offered.spi))
-    proof = message.payloads[0]
-    assert isinstance(proof, kink.ApReq)
-
-    def given(octets: int) -> bytes:
-        return nonce if octets == quickmode.NONCE_OCTETS else bytes(octets)
-
-    policy = policy_of(recording.host("alice", A), (recording.host("bob", B),), profile())
-    acceptor = OfflineAcceptor(recording.entries, lambda: now)
-    start = Start(proof.epoch, message.xid, EVERY_SUITE, given)
-    endpoint = Endpoint(policy, kernel, acceptor, start)
-    endpoint.set_posix(0.0)
-    flow = Selector.between(A, B)
-    endpoint.kernel_event(Acquire(A, B, IpsecProtocol.ESP, Mode.TRANSPORT, REQID, 0, 1, flow), now)
-    (fetch,) = [each for each in endpoint.commands() if isinstance(each, FetchTicket)]
-    assert fetch.server == opened.server
-    ticket = RecordedTicket(opened, recording.authenticator(create))
-    endpoint.ticket_ready(fetch.server, ticket, now)
-    (ours,) = [each for each in endpoint.commands() if isinstance(each, Send)]
-
-    sent = kink.decode(ours.datagram).message
-    assert (sent.type, sent.xid, sent.payloads[0]) == (message.type, message.xid, proof)
-    assert len(ours.datagram) == len(create.octets)
-    assert plain(opened.key, sent) == plain(opened.key, message)
-
-    endpoint.receive(reply.octets, Path(A, B), reply.time / 1e9)
-    assert len(endpoint.pairs) == 1
-    assert keys_of(kernel) == recordings.kernel_keys(name)
-
-
-def plain(key: Key, message: kink.Message) -> tuple[kink.Payload, ...]:
-    sealed = message.payloads[1]
-    assert isinstance(sealed, kink.Encrypt)
-    return kink.decode_inner(key.decrypt(39, sealed.cipher))
-
-
-@pytest.mark.rfc("4430-3.3-2")
-def test_its_delete_of_what_it_made_names_our_inbound_sa() -> None:
-    world = Responding(Recording("delete"))
-    create, _, delete, _ = world.recording.datagrams
-    world.give(create)
+def test_a_bundle_is_answered_in_its_order_ah_first() -> None:
+    world = Responding(Recording("ah_esp"))
+    reply = world.give(world.recording.datagrams[0])
+    assert [proposal.protocol_id for proposal in proposals(reply.inner)] == [2, 3]
     (pair,) = world.endpoint.pairs
-    (part,) = quick_mode(world.give(delete))
-    assert part == isakmp.Delete(3, (pair.sas[0].inbound.to_bytes(4),))
-    assert not list(world.endpoint.pairs)
+    assert [each.protocol for each in pair.sas] == [IpsecProtocol.ESP, IpsecProtocol.AH]
+
+
+def test_its_tunnel_without_identities_is_that_between_the_two_hosts() -> None:
+    world = Responding(Recording("tunnel"))
+    world.give(world.recording.datagrams[0])
+    (pair,) = world.endpoint.pairs
+    assert pair.mode is Mode.TUNNEL
+    assert (str(pair.selector.source), str(pair.selector.destination)) == (f"{B}/32", f"{A}/32")
+
+
+def test_what_the_policy_does_not_allow_gets_no_proposal_chosen_each_time() -> None:
+    """Its first sight of the error makes it give up; it asked five times, since its own peer
+    keeps silent."""
+    world = Responding(Recording("noproposal"))
+    for each in world.recording.transactions:
+        (part,) = quick_mode(world.give(each.command).inner)
+        assert isinstance(part, isakmp.Notification)
+        assert (part.protocol_id, part.type) == (3, 14)
+    assert len(world.recording.transactions) == 5
+    assert not world.kernel.states()
+
+
+@pytest.mark.parametrize("name", ["ah", "tunnel"])
+def test_another_protocol_or_mode_than_the_policys_is_refused(name: str) -> None:
+    recording = Recording(name)
+    recording.name = "esp2way"  # and its policy
+    world = Responding(recording)
+    (part,) = quick_mode(world.give(world.recording.datagrams[0]).inner)
+    assert isinstance(part, isakmp.Notification)
+    assert part.type == 14
+
+
+def krb_error(payloads: Iterable[kink.Payload]) -> KrbErrorPart:
+    (payload,) = payloads
+    assert isinstance(payload, kink.KrbError)
+    return read_krb_error(payload.krb_error)
+
+
+@pytest.mark.rfc("4430-3.5-2", "4430-3.5-3")
+@pytest.mark.parametrize(("name", "code", "refused"), [("skew", 37, 1), ("tktexpired", 32, 2)])
+def test_its_clock_and_its_ticket_are_refused_as_its_own_kind_does(name, code, refused) -> None:
+    world = Responding(Recording(name))
+    for each in world.recording.transactions[:refused]:
+        ours, theirs = krb_error(world.give(each.command).inner), krb_error(each.answered)
+        assert ours.code == theirs.code == code
+        assert (ours.ctime, ours.cusec) == (theirs.ctime, theirs.cusec)
+        assert abs(ours.stime - theirs.stime) <= 1  # it answered some milliseconds later
+        assert (ours.realm, ours.server) == (theirs.realm, theirs.server)
+    assert not world.kernel.states()
+
+
+def test_a_ticket_under_a_key_that_we_have_no_more_is_told() -> None:
+    recording = Recording("wrongkey")
+    others = [replace(entry, key=Secret(bytes(len(entry.key)))) for entry in recording.entries]
+    world = Responding(recording, others)
+    for each in recording.transactions:
+        (answer,) = world.receive(each.command.octets, each.command.time / 1e9)
+        assert krb_error(answer.message.payloads).code == 31
+        assert not answer.checksum
 
 
 @pytest.mark.rfc("4430-3.3-3")
 def test_its_delete_of_what_we_never_had_gets_invalid_spi() -> None:
     world = Responding(Recording("delete"))
-    (part,) = quick_mode(world.give(world.recording.datagrams[2]))
+    (part,) = quick_mode(world.give(world.recording.datagrams[2]).inner)
     assert isinstance(part, isakmp.Notification)
     assert (part.protocol_id, part.type, len(part.spi)) == (3, 11, 4)
+
+
+@pytest.mark.rfc("4430-3.3-2")
+def test_its_delete_leaves_nothing() -> None:
+    world = Responding(Recording("delete"))
+    create, _, delete, _ = world.recording.datagrams
+    world.give(create)
+    assert len(world.endpoint.pairs) == 1
+    world.give(delete)
+    assert not list(world.endpoint.pairs)
 
 
 @pytest.mark.rfc("4430-3.7-7")
@@ -272,7 +170,8 @@ def test_its_status_is_answered_by_an_ap_rep_and_our_epoch_in_both_directions() 
     ]
     assert {each.source for each in statuses} == {A, B}
     for status in statuses:
-        reply = Responding(recording, me=status.destination).give(status)
+        world = (Responding if status.destination == B else AtAlice)(recording)
+        reply = world.give(status)
         assert (reply.epoch, reply.inner) == (1795421000, ())
 
 
@@ -280,13 +179,8 @@ def test_its_status_is_answered_by_an_ap_rep_and_our_epoch_in_both_directions() 
 def test_it_may_ask_whether_we_live_and_then_key_anew() -> None:
     """It did so when its peer had restarted; its own EPOCH stays, so nothing of it is void."""
     world = Responding(Recording("dpd"))
-    commands = [
-        each
-        for each in world.recording.datagrams
-        if kink.header(each.octets).type != MessageType.REPLY
-    ]
-    for command in commands:
-        assert world.give(command).epoch == 1795421000
+    for each in world.recording.transactions:
+        assert world.give(each.command).epoch == 1795421000
     assert len(world.endpoint.pairs) == 2
 
 
@@ -294,44 +188,190 @@ def test_it_may_ask_whether_we_live_and_then_key_anew() -> None:
 def test_its_rekeying_leaves_one_pair_after_another() -> None:
     world = Responding(Recording("rekey"))
     alive = []
-    for datagram in world.recording.datagrams:
-        if kink.header(datagram.octets).type != MessageType.REPLY:
-            world.give(datagram)
-            alive.append(len(world.endpoint.pairs))
+    for each in world.recording.transactions:
+        world.give(each.command)
+        alive.append(len(world.endpoint.pairs))
     assert alive == [1, 2, 1, 2, 1, 2, 1]
 
 
-@pytest.mark.parametrize("name", ["esp2way", "delete", "status"])
+@pytest.mark.parametrize("name", ["esp2way", "ah_esp", "delete", "status"])
 def test_a_recorded_command_given_again_is_a_replay(name: str) -> None:
     world = Responding(Recording(name))
     command = world.recording.datagrams[0]
     world.give(command)
-    world.endpoint.receive(command.octets, Path(B, A), world.now)
-    assert not [each for each in world.endpoint.commands() if isinstance(each, Send)]
+    assert not world.receive(command.octets, world.now)
     assert world.endpoint.counters["drop.replay"] == 1
 
 
 def test_its_retransmission_gets_the_same_answer_under_a_fresh_ap_rep() -> None:
     """It sends the same command under a new authenticator, XID and SPI as they were (§9)."""
     world = Responding(Recording("esp2way"))
-    create = world.recording.datagrams[0]
-    first = world.give(create)
-    message = kink.decode(create.octets).message
-    opened = world.recording.opened(create)
-    request = read_ap_req(message.payloads[0].ap_req)
-    part = offline._authenticator(opened.key, request)
-    later = build_ap_req(request.ticket.raw, opened.key, part.client, part.ctime + 1, 0)
-    proof = kink.ApReq(message.payloads[0].epoch, later)
-    again = seal(MessageType.CREATE, message.xid, proof, plain(opened.key, message), opened.key)
-    world.endpoint.receive(again, Path(B, A), world.now + 1)
-    (answer,) = [each for each in world.endpoint.commands() if isinstance(each, Send)]
-    reply = kink.decode(answer.datagram).message
-    assert plain(opened.key, reply) == first.inner
-    assert read_ap_rep(opened.key, reply.payloads[0].ap_rep) == (part.ctime + 1, 0)
+    (create,) = world.recording.transactions
+    first = world.give(create.command)
+    key = create.opened.key
+    request = read_ap_req(create.proof.ap_req)
+    part = offline._authenticator(key, request)
+    later = build_ap_req(request.ticket.raw, key, part.client, part.ctime + 1, 0)
+    proof = kink.ApReq(create.proof.epoch, later)
+    again = seal(MessageType.CREATE, create.message.xid, proof, create.asked, key)
+    (reply,) = world.receive(again, world.now + 1)
+    assert clear(key, reply.message) == first.inner
+    assert read_ap_rep(key, reply.message.payloads[0].ap_rep) == (part.ctime + 1, 0)
     assert len(world.endpoint.pairs) == 1
 
 
+# --- we ask -----------------------------------------------------------------------------------
+
+
+@pytest.mark.rfc("4430-3.2-1", "4430-4.2.2-1", "4430-7-1")
+@pytest.mark.parametrize("name", sorted({*KEYED} - {"esp3way-prop2", "skew", "tunnel"}))
+def test_our_create_is_its_own_and_its_reply_gives_the_recorded_keys(name: str) -> None:
+    world = Initiating(name)
+    create = world.transactions[0]
+    assert_is(world.acquire(), create)
+    assert not world.answer(create)  # two messages
+    assert len(world.endpoint.pairs) == 1
+    recorded, ours = kernel_keys(name), world.kernel.keys
+    common = recorded.keys() & ours.keys()
+    if name != "rekey":  # whose first SAs were gone when the kernel was asked
+        assert common
+    assert {sa: recorded[sa] for sa in common} == {sa: ours[sa] for sa in common}
+
+
+def test_our_create_of_a_tunnel_differs_by_its_identities_alone() -> None:
+    """It ignores ours and sends none: absent ones mean the two addresses (RFC 2409 §5.5)."""
+    world = Initiating("tunnel")
+    create = world.transactions[0]
+    sent = world.acquire()
+    parts = quick_mode(clear(create.opened.key, sent.message))
+    identities = [part for part in parts if isinstance(part, isakmp.Identification)]
+    assert identities == [
+        isakmp.Identification(IdType.IPV4_ADDR, 0, 0, address.packed) for address in (A, B)
+    ]
+    rest = isakmp.encode([part for part in parts if part not in identities])
+    assert (rest,) == create.asked
+    assert len(sent.signed) + len(sent.checksum) == len(create.command.octets) + 2 * 12
+    assert not world.answer(create)
+    (pair,) = world.endpoint.pairs
+    assert pair.mode is Mode.TUNNEL
+    assert world.kernel.keys == kernel_keys("tunnel")
+
+
+def of_one_spi(payloads: Iterable[kink.Payload]) -> kink.Isakmp:
+    """With the last proposal's SPI in all: racoon2 takes one for each, we take one for all."""
+    association, *others = quick_mode(payloads)
+    assert isinstance(association, isakmp.SecurityAssociation)
+    spi = association.proposals[-1].spi
+    alike = tuple(replace(proposal, spi=spi) for proposal in association.proposals)
+    return isakmp.encode([isakmp.SecurityAssociation(alike), *others])
+
+
+@pytest.mark.rfc("4430-3.2-8", "4430-6.2-1", "4430-7-2")
+def test_its_choice_of_our_second_proposal_is_acknowledged_and_keyed_with_both_nonces() -> None:
+    world = Initiating("esp3way-prop2")
+    create, ack = world.transactions
+    sent = world.acquire()
+    assert len(sent.signed) + len(sent.checksum) == len(create.command.octets)
+    assert clear(create.opened.key, sent.message) == (of_one_spi(create.asked),)
+    (acknowledged,) = world.answer(create)
+    assert_is(acknowledged, ack)
+    (pair,) = world.endpoint.pairs
+    assert pair.suite == "aes128-sha1"
+    assert world.kernel.keys == kernel_keys("esp3way-prop2")
+
+
+def test_our_delete_is_its_own() -> None:
+    world = Initiating("delete")
+    create, delete = world.transactions
+    world.acquire()
+    world.answer(create)
+    ended = []
+    (peer,) = world.policy.peers
+    assert world.endpoint.terminate(peer, world.now, ended.append) == 1
+    (sent,) = world.sent()
+    assert_is(sent, delete)
+    assert not world.answer(delete)
+    assert ended
+    assert not world.wait(60.0)
+    assert not world.kernel.states()
+
+
+def test_our_rekeying_is_its_own_and_ends_with_the_recorded_keys() -> None:
+    world = Initiating("rekey")
+    first, *others = world.transactions
+    assert_is(world.acquire(), first)
+    world.answer(first)
+    for create, delete in zip(others[::2], others[1::2], strict=True):
+        assert_is(world.soft_expire(create.command.time / 1e9), create)
+        assert not world.answer(create)
+        (sent,) = world.wait(2.0)  # what is in flight on the old pair still arrives
+        assert_is(sent, delete)
+        assert not world.answer(delete)
+    assert len(world.endpoint.pairs) == 1
+    assert kernel_keys("rekey").items() <= world.kernel.keys.items()
+
+
+def test_no_answer_is_asked_for_again_as_it_did_under_its_own_authenticators() -> None:
+    """It answers nothing to a proposal that it will not have."""
+    world = Initiating("noproposal")
+    assert_is(world.acquire(), world.transactions[0])
+    for each in world.transactions[1:]:
+        timer = world.endpoint.next_timer()
+        assert timer is not None
+        (again,) = world.wait(timer - world.now)
+        assert_is(again, each)
+    assert not list(world.endpoint.pairs)
+
+
+@pytest.mark.rfc("4430-3.5-4", "4430-3.5-5")
+def test_its_proven_skew_error_corrects_our_clock_as_it_did_its_own_kinds() -> None:
+    world = Initiating("skew")
+    refused, carried_out = world.transactions
+    assert_is(world.acquire(), refused)
+    (again,) = world.answer(refused)
+    assert_is(again, carried_out)
+    # What it computed itself was what its next authenticator was ahead by, within a second.
+    assert world.offsets[0] == 0
+    assert abs(world.offsets[1] - AHEAD["skew"]) < 2
+    assert not world.answer(carried_out)
+    assert world.kernel.keys.items() >= kernel_keys("skew").items()
+
+
+def test_its_proven_expiry_errors_cost_us_one_more_ticket_each_command() -> None:
+    world = Initiating("tktexpired")
+    first, second = world.transactions
+    assert_is(world.acquire(), first)
+    (again,) = world.answer(first)
+    assert_is(again, second)
+    assert not world.answer(second)
+    assert world.endpoint.commands_under_way == 0
+    assert not world.kernel.states()
+
+
+def test_its_unproven_kerberos_error_ends_nothing() -> None:
+    world = Initiating("wrongkey")
+    first = world.transactions[0]
+    assert_is(world.acquire(), first)
+    assert not world.answer(first)
+    assert world.endpoint.commands_under_way == 1
+    assert world.endpoint.counters["drop.unauthenticated-reply"] == 1
+
+
+# --- the policy -------------------------------------------------------------------------------
+
+
 def test_the_profile_is_all_that_racoon2_can_do() -> None:
-    found = profile()
-    assert found.suites[0].name == "aes128-sha1"
-    assert found.lifetime.kilobytes is None
+    rule = model.read(Document.parse(CONF.name, CONF.read_bytes())).rule_between("alice", "bob")
+    assert rule is not None
+    assert rule.profile is not None
+    assert [suite.name for suite in rule.profile.suites] == ["aes128-sha1"]
+    assert rule.profile.lifetime.kilobytes is None
+    assert rule.profile.groups == (None,)
+    assert rule.profile.esn == (False,)
+
+
+def test_the_lines_for_other_protections_that_the_policy_file_names_are_right() -> None:
+    text = CONF.read_text()
+    named = re.findall(r'"((?:ah-|aes|3des)[a-z0-9+-]*)"', text)
+    assert {"ah-sha1", "ah-sha1+aes128-sha1"} <= {*named} <= {*SUITES}
+    assert 'mode = "tunnel"' in text

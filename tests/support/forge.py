@@ -18,6 +18,7 @@ from tests.support.topology import Node
 
 _UDP = 17
 _ESP = 50
+_TUNNELLED = {4: 4, 6: 41}  # next header of a packet in a tunnel (RFC 4303 §2.6)
 _HOP_LIMIT = 64
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 
@@ -25,15 +26,29 @@ Address = IPv4Address | IPv6Address
 
 
 def send_esp(
-    node: Node, receiver: Node, sa: KernelSa, *, source: Address, sequence: int, datagram: bytes
+    node: Node,
+    receiver: Node,
+    sa: KernelSa,
+    *,
+    source: Address,
+    sequence: int,
+    datagram: bytes,
+    next_header: int = _UDP,
 ) -> None:
     """Send from ``node`` under the keys of ``sa``, in an IP header that claims ``source``.
 
-    ``datagram`` is a UDP datagram whose checksum was made for ``source``.
+    ``datagram`` is a UDP datagram whose checksum was made for ``source``, or else what
+    ``next_header`` says.
     """
-    octets = _esp(sa, sequence, datagram, _UDP)
+    octets = _esp(sa, sequence, datagram, next_header)
     header = _ip_header(source, sa.destination, _ESP, len(octets))
     _send_packet(node, receiver, sa.destination.version, header + octets)
+
+
+def tunnelled(source: Address, destination: Address, datagram: bytes) -> tuple[bytes, int]:
+    """A UDP datagram as an IP packet in a tunnel, and the number that is its next header's."""
+    packet = _ip_header(source, destination, _UDP, len(datagram)) + datagram
+    return packet, _TUNNELLED[source.version]
 
 
 def send_clear(

@@ -7,6 +7,7 @@ with Lab() as lab:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,25 +17,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kinkd.cli import kinkctl
 from tests.support import observe
 from tests.support.realm import Realm
 from tests.support.topology import HOSTS, Node, Topology
 
 READY_PATIENCE = 60.0  # seconds; the first SA of an algorithm loads modules
-_POLICY_RULE = """\
-[[rules]]
-name = "realm"
-from = "members"
-to = "members"
-action = "require"
-profile = "{profile}"
-"""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the lab's policy; ``profile`` is required between the hosts it names."""
+
+    profile: str = "fast"
+    hosts: tuple[str, str] = ("all", "all")
+    mode: str = "transport"
+    udp: bool = False
+
+    def text(self, number: int) -> str:
+        """As the policy has it."""
+        return (
+            f'[[rules]]\nname = "{number}"\nfrom = "{self.hosts[0]}"\nto = "{self.hosts[1]}"\n'
+            f'action = "require"\nprofile = "{self.profile}"\nmode = "{self.mode}"\n'
+            f"udp_encapsulation = {str(self.udp).lower()}\n"
+        )
 
 
 class DaemonError(Exception):
@@ -147,13 +160,20 @@ class Host:
         return [line for line in self.log().splitlines() if event in line.split()]
 
     def kinkctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run kinkctl as a person would."""
+        """Run kinkctl as a person would. It costs a start of Python; ``ask`` does not."""
         command = (sys.executable, "-m", "kinkd.cli.kinkctl", "--socket", self.socket)
         return self.node.run(*command, *arguments, check=check, env=self.environment)
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        """Run ``kinkctl --json``; what it answers."""
-        answer: dict[str, Any] = json.loads(self.kinkctl("--json", *arguments).stdout)
+        """What ``kinkctl --json`` answers.
+
+        Raises:
+            DaemonError: it failed; the text is what it said.
+        """
+        status, out, err = _kinkctl("--socket", str(self.socket), "--json", *arguments)
+        if status:
+            raise DaemonError(f"{self.name}: kinkctl {' '.join(arguments)}: {err or out}")
+        answer: dict[str, Any] = json.loads(out)
         return answer
 
     def sas(self) -> list[dict[str, Any]]:
@@ -190,11 +210,14 @@ class Lab:
     """``hosts`` and a KDC on a network of their own, in a directory of their own.
 
     Args:
-        hosts: which of alice, bob and carol there are.
+        hosts: which hosts there are.
         etype: of all keys of the realm, session keys too.
-        profile: the crypto profile that the one rule of the policy names.
-        families: the address families in the policy, 4 and 6.
+        profile: the crypto profile of the one rule of the policy, where ``rules`` has none.
+        families: the address families of hosts in the policy, 4 and 6; tunnels end at the first.
         mtu: of every link, in octets.
+        gateways: which hosts have a network behind them, with a host in it: ``lab.behind``.
+        rules: of the policy.
+        profiles: of the policy, as it has them, beside those that are always there.
     """
 
     def __init__(
@@ -205,13 +228,20 @@ class Lab:
         profile: str = "fast",
         families: Sequence[int] = (4, 6),
         mtu: int = 1500,
+        gateways: Sequence[str] = (),
+        rules: Sequence[Rule] = (),
+        profiles: str = "",
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kinkd-lab-"))
         self.policy = self.directory / "policy.toml"
-        self.topology = Topology(HOSTS, mtu=mtu)
+        names = dict.fromkeys((*HOSTS, *hosts))
+        self.topology = Topology(tuple(names), mtu=mtu, gateways=gateways)
+        self.behind = self.topology.behind
         self.hosts: dict[str, Host] = {}
         self._names = tuple(hosts)
+        self._rules = tuple(rules)
         self._profile = profile
+        self._profiles = profiles
         self._families = tuple(families)
         self._etype = etype
         self._stack = ExitStack()
@@ -256,36 +286,52 @@ class Lab:
             if host.running:
                 host.stop(signal.SIGKILL)
 
-    def policy_text(self, *, profile: str | None = None, version: int = 1) -> str:
-        """The realm's policy: everyone requires ESP with everyone."""
-        lines = ["schema = 1", f"version = {version}", f'realm = "{self.realm.name}"']
+    def policy_text(self, *, profiles: str | None = None) -> str:
+        """The realm's policy; ``profiles``: others than those of the lab."""
+        lines = ["schema = 1", "version = 1", f'realm = "{self.realm.name}"']
         for name in self._names:
             node = self.topology[name]
-            addresses = ", ".join(f'"{node.address(family)}"' for family in self._families)
             lines += [
                 f"[hosts.{name}]",
                 f'service = "kink/{name}.example.test@{self.realm.name}"',
-                f"addresses = [{addresses}]",
+                f"addresses = {_strings(map(node.address, self._families))}",
             ]
-        members = ", ".join(f'"{name}"' for name in self._names)
-        lines += ["[groups]", f"members = [{members}]"]
-        return "\n".join(lines) + "\n" + _POLICY_RULE.format(profile=profile or self._profile)
+            networks = [net for net in node.networks if net.version in self._families]
+            if networks:
+                lines.append(f"networks = {_strings(networks)}")
+        rules = self._rules or (Rule(self._profile),)
+        lines.append(self._profiles if profiles is None else profiles)
+        lines += [rule.text(number) for number, rule in enumerate(rules, 1)]
+        return "\n".join(lines) + "\n"
 
     def start(self, *names: str) -> None:
-        """Start the kinkd of these hosts, or of all, beside one another."""
+        """Start the kinkd of these hosts, or of all, beside one another.
+
+        Raises:
+            DaemonError: one ended, or did not get ready in time.
+        """
         waits = [self.hosts[name].launch() for name in names or self._names]
+        faults = []
         for wait in waits:
-            wait()
+            try:
+                wait()
+            except DaemonError as fault:
+                faults.append(fault)
+        if faults:
+            raise faults[0]
+
+    def states_between(self, name: str, peer: str) -> list[observe.KernelSa]:
+        """The SAs in the kernel of ``name`` from and to an address of ``peer``."""
+        ends = {self[host].node.address(family) for host in (name, peer) for family in (4, 6)}
+        return [sa for sa in self[name].states() if {sa.source, sa.destination} <= ends]
 
     def unkey(self, name: str, peer: str) -> None:
         """Terminate the pairs of two hosts, and wait until neither kernel has an SA of them."""
-        ends = {self[host].node.address(family) for host in (name, peer) for family in (4, 6)}
 
         def gone() -> bool:
-            states = [*self[name].states(), *self[peer].states()]
-            return not any({state.source, state.destination} <= ends for state in states)
+            return not (self.states_between(name, peer) or self.states_between(peer, name))
 
-        self[name].kinkctl("terminate", peer)
+        self[name].ask("terminate", peer)
         wait_for(gone, f"{name} and {peer} lose their SAs")
 
     @contextmanager
@@ -295,18 +341,41 @@ class Lab:
         with observe.Capture(self.topology.wire, name, path, expression):
             yield path
 
+    @contextmanager
+    def without_esp(self, name: str) -> Iterator[None]:
+        """Meanwhile the network takes no IP protocol 50 from this host."""
+        wire = self.topology.wire
+        wire.run("tc", "qdisc", "add", "dev", name, "clsact")
+        try:
+            for protocol, match in (("ip", "ip"), ("ipv6", "ip6")):
+                wire.run(
+                    *("tc", "filter", "add", "dev", name, "ingress", "protocol", protocol),
+                    *("u32", "match", match, "protocol", "50", "0xff", "action", "drop"),
+                )
+            yield
+        finally:
+            wire.run("tc", "qdisc", "del", "dev", name, "clsact")
+
+    @contextmanager
+    def delay(self, *names: str, milliseconds: int) -> Iterator[None]:
+        """Meanwhile what these hosts are sent is so late."""
+        wire = self.topology.wire
+        for name in names:
+            wire.run(
+                *("tc", "qdisc", "add", "dev", name, "root", "netem", "delay", f"{milliseconds}ms")
+            )
+        try:
+            yield
+        finally:
+            for name in names:
+                wire.run("tc", "qdisc", "del", "dev", name, "root")
+
     def decode(self, pcap: Path, keytab: Path, *options: str) -> str:
         """What ``kinkctl decode`` prints of a capture."""
-        command = [sys.executable, "-m", "kinkd.cli.kinkctl", "decode", str(pcap)]
-        done = subprocess.run(
-            [*command, "--keytab", str(keytab), *options],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise DaemonError(f"kinkctl decode: {done.stderr}")
-        return done.stdout
+        status, out, err = _kinkctl("decode", str(pcap), "--keytab", str(keytab), *options)
+        if status:
+            raise DaemonError(f"kinkctl decode: {err}")
+        return out
 
     def derived_keymat(self, pcap: Path, keytab: Path) -> dict[int, bytes]:
         """The KEYMAT of every SA that ``kinkctl decode`` finds in a capture, by SPI."""
@@ -316,6 +385,19 @@ class Lab:
             for packet in document["packets"]
             for keys in packet.get("keymat", [])
         }
+
+
+def _kinkctl(*arguments: str) -> tuple[int, str, str]:
+    """Run kinkctl in this process: exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = kinkctl.main(arguments)
+    return status, out.getvalue(), err.getvalue()
+
+
+def _strings(things: Iterable[object]) -> str:
+    """A list of strings in TOML."""
+    return json.dumps([str(thing) for thing in things])
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:

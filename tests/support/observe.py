@@ -33,6 +33,7 @@ class KernelSa:
     packets: int = 0
     protocol: str = "esp"
     encapsulation: str = ""  # "espinudp sport PORT dport PORT", empty: none
+    esn: bool = False
 
     @property
     def keymat(self) -> bytes:
@@ -77,6 +78,7 @@ def _state(block: str) -> KernelSa | None:
         int(current[2]) if current else 0,
         head[3],
         encapsulation[1] if encapsulation else "",
+        re.search(r"^\s+replay-window .* flag .*\besn\b", block, re.MULTILINE) is not None,
     )
 
 

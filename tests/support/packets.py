@@ -29,3 +29,10 @@ def ipv4(protocol, body, fragment=0):
 
 def ipv6(protocol, body):
     return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + A6 + B6 + body
+
+
+def ip(source, destination, protocol, body):
+    """IPv4 or IPv6, as the addresses are."""
+    if source.version == 4:
+        return ipv4(protocol, body)[:12] + source.packed + destination.packed + body
+    return ipv6(protocol, body)[:8] + source.packed + destination.packed + body

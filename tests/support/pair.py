@@ -150,6 +150,7 @@ class World:
         profile: Profile = FAST,
         lacking: dict[str, set[str]] | None = None,
         document: str = "",
+        ahead: dict[str, float] | None = None,
     ) -> None:
         self.realm = (
             policy_model.read(Document.parse("policy", document.encode())) if document else None
@@ -157,6 +158,7 @@ class World:
         if self.realm is not None:
             hosts = tuple(self.realm.hosts.values())
         self.lacking = lacking or {}  # suites that a host's kernel does not have
+        self.ahead = ahead or {}  # seconds by which a host's clock is ahead of the KDC's
         self.now = 0.0
         self.wire: deque[Send] = deque()
         self.sent: list[Send] = []
@@ -173,7 +175,8 @@ class World:
         return self._alive(me, epoch, first_xid, kernel)
 
     def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
-        clock = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        kdc = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
+        clock = lambda: kdc() + self.ahead.get(me.name, 0.0)  # noqa: E731
         policy = self.policy(me)
         kvno, key = self.keys[me.service]
         acceptor = self.acceptors.setdefault(  # its replay cache outlives the daemon
@@ -183,12 +186,11 @@ class World:
         source = self._random(me, epoch)
         start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
         endpoint = Endpoint(policy, kernel, acceptor, start)
-        endpoint.set_posix(POSIX)
+        endpoint.set_posix(POSIX + self.ahead.get(me.name, 0.0))
         for entry in policy.entries:
             kernel.write_policy(entry)
-        return Node(
-            me, endpoint, kernel, OfflineTicketSource(me.client, self.keys, clock), acceptor
-        )
+        tickets = OfflineTicketSource(me.client, self.keys, kdc, host_clock=clock)
+        return Node(me, endpoint, kernel, tickets, acceptor)
 
     def _random(self, me: Host, epoch: int) -> random.Random:
         """Where nonces come from: the same in every run."""

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 HOSTS = ("kdc", "alice", "bob", "carol")
 _CLONE_NEWNET = 0x40000000
-_BRIDGE = "br0"
+BRIDGE = "br0"
 
 
 def _ip(lines: Sequence[str], namespace: str | None = None) -> None:
@@ -42,12 +42,16 @@ def _ip(lines: Sequence[str], namespace: str | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One host: a namespace with ``lo`` and ``eth0``."""
+    """One host: a namespace with ``lo`` and ``eth0``.
+
+    ``networks``: what lies behind it, where it is a gateway.
+    """
 
     name: str
     namespace: str
     ipv4: IPv4Address
     ipv6: IPv6Address
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     def address(self, family: int) -> IPv4Address | IPv6Address:
         """Its address of family 4 or 6."""
@@ -151,17 +155,38 @@ class Topology:
 
     ``wire`` is the bridge's own node: its port ``NAME`` sees what NAME sends and receives as
     it is on the wire, before the kernel of NAME decrypts it and after it encrypted.
+
+    Args:
+        names: of the hosts.
+        mtu: of every link, in octets.
+        gateways: which of them forward for a network behind them, 10.88.N.0/24 and fd88:N::/64 by
+            their order here. In ``behind`` by the gateway's name is the one host there is in it;
+            all others have routes to it.
     """
 
-    def __init__(self, names: Sequence[str] = HOSTS, *, mtu: int = 1500) -> None:
+    def __init__(
+        self, names: Sequence[str] = HOSTS, *, mtu: int = 1500, gateways: Sequence[str] = ()
+    ) -> None:
         tag = secrets.token_hex(3)
         self.mtu = mtu
+        self.behind: dict[str, Node] = {}
+        for number, name in enumerate(gateways, 1):
+            network4 = IPv4Network(f"10.88.{number}.0/24")
+            network6 = IPv6Network(f"fd88:{number}::/64")
+            self.behind[name] = Node(
+                f"behind-{name}",
+                f"behind-{name}-{tag}",
+                network4[2],
+                network6[2],
+                (network4, network6),
+            )
         self.nodes = {
             name: Node(
                 name,
                 f"{name}-{tag}",
                 IPv4Address("10.77.0.0") + number,
                 IPv6Address("fd77::") + number,
+                self.behind[name].networks if name in self.behind else (),
             )
             for number, name in enumerate(names, 1)
         }
@@ -169,6 +194,10 @@ class Topology:
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
+
+    @property
+    def _everyone(self) -> list[Node]:
+        return [*self.nodes.values(), *self.behind.values(), self.wire]
 
     def __enter__(self) -> Self:
         try:
@@ -187,21 +216,20 @@ class Topology:
         self.close()
 
     def _build(self) -> None:
-        everyone = [*self.nodes.values(), self.wire]
-        _ip([f"netns add {node.namespace}" for node in everyone])
-        for node in everyone:
+        _ip([f"netns add {node.namespace}" for node in self._everyone])
+        for node in self._everyone:
             # Duplicate address detection would keep an address unusable for a second.
             node.sysctl("net.ipv6.conf.default.accept_dad", 0)
         self.wire.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
         lines = [
-            f"link add {_BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-            f"link set {_BRIDGE} up",
+            f"link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+            f"link set {BRIDGE} up",
         ]
         for node in self.nodes.values():
             lines += [
                 f"link add {node.name} mtu {self.mtu} type veth"
                 f" peer name eth0 mtu {self.mtu} netns {node.namespace}",
-                f"link set {node.name} master {_BRIDGE} up",
+                f"link set {node.name} master {BRIDGE} up",
             ]
         self.wire.ip(*lines)
         for node in self.nodes.values():
@@ -210,13 +238,41 @@ class Topology:
                 f"addr add {node.ipv4}/24 dev eth0",
                 f"addr add {node.ipv6}/64 dev eth0 nodad",
                 "link set eth0 up",
+                *self._routes(node),
             )
             # A packet that needs keys waits for them: 1 would lose it.
             node.sysctl("net.core.xfrm_larval_drop", 0)
+        for name, node in self.behind.items():
+            self._put_behind(self.nodes[name], node)
+
+    def _routes(self, node: Node) -> list[str]:
+        """To the networks behind the others."""
+        return [
+            f"route add {network} via {other.address(network.version)}"
+            for other in self.nodes.values()
+            for network in other.networks
+            if other is not node
+        ]
+
+    def _put_behind(self, gateway: Node, node: Node) -> None:
+        gateway.sysctl("net.ipv4.ip_forward", 1)
+        gateway.sysctl("net.ipv6.conf.all.forwarding", 1)
+        gateway.ip(
+            f"link add inside mtu {self.mtu} type veth"
+            f" peer name eth0 mtu {self.mtu} netns {node.namespace}",
+            *(f"addr add {net[1]}/{net.prefixlen} dev inside nodad" for net in node.networks),
+            "link set inside up",
+        )
+        node.ip(
+            "link set lo up",
+            *(f"addr add {net[2]}/{net.prefixlen} dev eth0 nodad" for net in node.networks),
+            "link set eth0 up",
+            *(f"route add default via {net[1]}" for net in node.networks),
+        )
 
     def close(self) -> None:
         """Take it down; what still runs in it keeps its namespace until it ends."""
-        for node in [*self.nodes.values(), self.wire]:
+        for node in self._everyone:
             subprocess.run(
                 ["ip", "netns", "delete", node.namespace], capture_output=True, check=False
             )

@@ -65,10 +65,16 @@ ESP = struct.pack("!II", 0x1234, 7) + bytes(16)
 @pytest.mark.parametrize(
     ("frame", "kind", "clear", "detail"),
     [
-        (ipv4(50, ESP), "ESP", False, "spi 0x00001234 seq 7"),
-        (ipv6(50, ESP), "ESP", False, "spi 0x00001234 seq 7"),
-        (ipv4(51, bytes((1, 4, 0, 0)) + ESP), "AH", True, "spi 0x00001234 seq 7 carrying ICMP"),
-        (ipv4(51, bytes((50, 4, 0, 0)) + ESP), "AH", False, "spi 0x00001234 seq 7 carrying ESP"),
+        (ipv4(50, ESP), "ESP", False, "spi 0x00001234"),
+        (ipv6(50, ESP), "ESP", False, "spi 0x00001234"),
+        (ipv4(51, bytes((1, 4, 0, 0)) + ESP), "AH", True, "spi 0x00001234 carrying ICMP"),
+        (ipv4(51, bytes((50, 4, 0, 0)) + ESP), "AH", False, "spi 0x00001234 carrying ESP"),
+        (ipv4(51, bytes((4, 4, 0, 0)) + ESP), "AH", True, "spi 0x00001234 carrying IPv4"),
+        (ipv4(17, udp(ESP, 4500, 4500)), "ESP in UDP", False, "port 4500 > 4500 spi 0x00001234"),
+        (ipv6(17, udp(ESP, 4500, 9)), "ESP in UDP", False, "port 4500 > 9 spi 0x00001234"),
+        (ipv4(17, udp(bytes(4) + ESP, 4500, 4500)), "IKE", True, "port 4500 > 4500"),
+        (ipv4(17, udp(b"\xff", 4500, 4500)), "NAT keep-alive", True, "port 4500 > 4500"),
+        (ipv4(17, udp(b"", 4500, 4500)), "UDP", True, "port 4500 > 4500"),
         (ipv4(1, bytes(8)), "ICMP", True, ""),
         (ipv6(58, bytes(8)), "ICMPv6", True, ""),
         (ipv4(17, udp(source=1000, destination=88)), "UDP", True, "port 1000 > 88"),
@@ -82,6 +88,7 @@ ESP = struct.pack("!II", 0x1234, 7) + bytes(16)
 def test_what_is_not_kink_is_told_in_brief(frame, kind, clear, detail):
     packet = only(capture(frame))
     assert (packet.kind, packet.clear, packet.detail) == (kind, clear, detail)
+    assert packet.sequence == (7 if "spi" in detail else None)
 
 
 def test_arp_has_a_name():

@@ -136,3 +136,15 @@ def test_another_message_or_version_is_refused() -> None:
             messages.read_ap_req(raw[:end])
     with pytest.raises(PeerError, match="malformed-kerberos"):
         messages.read_ap_req(raw + b"\0")
+
+
+def test_a_clock_that_stands_still_gives_new_times() -> None:
+    last = messages.unused_time(1_800_000_000.0, 0)
+    for _ in range(100):
+        assert messages.unused_time(1_800_000_000.0, last) == last + 1
+        last += 1
+
+
+def test_a_clock_that_is_set_back_is_followed() -> None:
+    last = messages.unused_time(1_800_001_200.0, 0)
+    assert messages.unused_time(1_800_000_000.0, last) == 1_800_000_000_000_000

@@ -41,7 +41,7 @@ suites = "aes256-sha256"
 suites = ["ah-sha256+aes256gcm16", "ah-sha1+null-sha256"]
 """
 NETWORKS = (
-    *("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.1/32", "192.0.2.0/24"),
+    *("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/16", "10.0.1.0/24", "10.0.1.1/32", "192.0.2.0/24"),
     *("::/0", "2001:db8::/32", "2001:db8:1::/48"),
 )
 ADDRESSES = st.sampled_from(
@@ -49,7 +49,7 @@ ADDRESSES = st.sampled_from(
         ["192.0.2.{}"],
         ["2001:db8::{}"],
         ["192.0.2.{}", "2001:db8::{}"],
-        ["2001:db8::{}", "192.0.2.{}", "10.1.2.1{}"],
+        ["2001:db8::{}", "192.0.2.{}", "10.0.1.1{}"],
     ]
 )
 ACTIONS = st.sampled_from(
@@ -79,10 +79,14 @@ def realms(draw: st.DrawFn) -> RealmPolicy:
     for owner, network in zip(owners, NETWORKS, strict=True):
         networks.setdefault(owner, []).append(network)
     try:
-        return parsed(document(addresses, networks, draw(RULES)))
-    except DocumentError as error:
+        found = parsed(document(addresses, networks, draw(RULES)))
+        for name in NAMES:
+            resolve(found, name, Options())
+    except (DocumentError, LocalError) as error:
         assume("they have no addresses of one family" not in str(error))
+        assume("of another address family" not in str(error))
         raise
+    return found
 
 
 def small(networks: Mapping[str, list[str]], rules: Rules) -> RealmPolicy:
@@ -172,9 +176,11 @@ def test_the_two_hosts_of_a_protection_agree_in_everything(policy: RealmPolicy) 
         for here in ours:
             there = mirrored[here.selector]
             assert (here.local, here.remote) == (there.remote, there.local)
-            assert (here.mode, here.profile, here.udp, here.rule) == (
-                *(there.mode, there.profile, there.udp, there.rule),
-            )
+            rule = policy.rule_between(one, other)
+            assert rule is not None
+            for each in (here, there):
+                assert (each.rule, each.mode, each.udp) == (rule.name, rule.mode, rule.udp)
+                assert each.profile is rule.profile
             assert here.local in policy.hosts[one].addresses
             assert here in views[one].between(here.local, here.remote)
             assert views[one].acquired(here.local, here.remote, here.reqid) is here
@@ -188,15 +194,30 @@ def test_the_more_specific_entry_comes_first_and_none_comes_twice(
     assert len({(each.direction, each.selector) for each in here.entries}) == len(here.entries)
     priorities = [each.priority for each in here.entries]
     assert priorities == sorted(set(priorities))
-    assert set(priorities) <= set(Options().priorities)
+    assert all(priority in Options().priorities for priority in priorities)
     outbound = [(ours, theirs) for ours, theirs, _ in words_of(here, Direction.OUT)]
     for (ours, theirs), (ours_later, theirs_later) in itertools.combinations(outbound, 2):
-        assert not (within(ours_later, ours) and within(theirs_later, theirs))
+        assert not (is_within(ours_later, ours) and is_within(theirs_later, theirs))
     listed = [entry for each in here.protections for entry in each.entries]
     assert listed == [entry for entry in here.entries if entry.templates]
 
 
-def within(inner: IPNetwork, outer: IPNetwork) -> bool:
+@given(realms(), st.sampled_from(NAMES))
+def test_no_exception_stands_where_there_is_no_tunnel_around_it(
+    policy: RealmPolicy, me: str
+) -> None:
+    here = resolve(policy, me, Options())
+    tunnels = [each.selector for each in here.protections if each.mode is Mode.TUNNEL]
+    for ours, theirs, words in words_of(here, Direction.OUT):
+        assert words != "clear" or any(
+            is_within(ours, tunnel.source)
+            and (is_within(theirs, tunnel.destination) or theirs.prefixlen == 0)
+            and (ours, theirs) != (tunnel.source, tunnel.destination)
+            for tunnel in tunnels
+        )
+
+
+def is_within(inner: IPNetwork, outer: IPNetwork) -> bool:
     return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
@@ -379,3 +400,10 @@ def test_the_reqid_of_a_tunnel_comes_from_what_it_is_for() -> None:
     (each,) = resolve(small({}, [(["a"], ["b"], "cbc tunnel")]), "a", Options()).protections
     name = "tunnel/cbc/192.0.2.1/32/192.0.2.2/32/b"
     assert each.reqid == reqids_of([name], block)[name]
+
+
+def test_what_the_kernel_cannot_have_is_refused_by_name() -> None:
+    six = {"a": ["2001:db8:1::/48"], "b": ["2001:db8:2::/48"]}
+    with pytest.raises(LocalError, match=r"rule '0': ESP in AH .* cannot carry 2001:db8:1::/48"):
+        resolve(small(six, [(["a"], ["b"], "both tunnel")]), "a", Options())
+    resolve(small(six, [(["a"], ["b"], "cbc tunnel")]), "a", Options())

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import random
 import re
+from ipaddress import ip_address
 
 import pytest
 
+from kinkd.decode.reader import Reader
 from kinkd.errors import PeerError
 from kinkd.kerberos import messages
+from kinkd.kerberos.keytab import read_keytab
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import (
     AttributeClass,
@@ -22,7 +25,7 @@ from kinkd.wire.numbers import (
     NotifyType,
     ProtocolId,
 )
-from tests.support import recordings, tshark
+from tests.support import own, recordings, tshark
 
 RECORDED = {name: recordings.datagrams(name) for name in recordings.NAMES}
 EVERY_RECORDED = [datagram.octets for found in RECORDED.values() for datagram in found]
@@ -224,6 +227,161 @@ def test_our_own_messages_are_read_to_the_last_field(tmp_path):
         assert f"KINK_{code.name}" in row["_ws.expert.message"]
         assert row["_ws.col.Info"] == [f"REPLY XID 0xdeadbeef: ERROR (KINK_{code.name})"]
     assert "RESERVED TO IANA 4242" in other["_ws.expert.message"]
+
+
+QUICK_MODE_FIELDS = (
+    "isakmp.typepayload",
+    "isakmp.prop.number",
+    "isakmp.prop.protoid",
+    "isakmp.spi",
+    "isakmp.trans.id",
+    "isakmp.ipsec.attr.encap_mode",
+    "isakmp.ipsec.attr.auth_algorithm",
+    "isakmp.ipsec.attr.key_length",
+    "isakmp.ipsec.attr.group_description",
+    "isakmp.ipsec.attr.ext_seq_nbr",
+    "isakmp.nonce",
+    "isakmp.key_exchange.data",
+    "isakmp.id.type",
+    "isakmp.id.protoid",
+    "isakmp.id.port",
+    "isakmp.id.data.ipv4_addr",
+    "isakmp.id.data.ipv4_subnet",
+    "isakmp.id.data.ipv4_range_start",
+    "isakmp.id.data.ipv4_range_end",
+    "isakmp.id.data.ipv6_addr",
+    "isakmp.id.data.ipv6_subnet",
+    "isakmp.id.data.ipv6_range_start",
+    "isakmp.id.data.ipv6_range_end",
+    "isakmp.notify.msgtype",
+    "isakmp.delete.protoid",
+    "isakmp.delete.spi",
+)
+_ATTRIBUTES = {  # SA attribute classes
+    3: "group_description",
+    4: "encap_mode",
+    5: "auth_algorithm",
+    6: "key_length",
+    11: "ext_seq_nbr",
+}
+_ADDRESSES = {  # identity types
+    1: ("ipv4_addr",),
+    4: ("ipv4_addr", "ipv4_subnet"),
+    5: ("ipv6_addr",),
+    6: ("ipv6_addr", "ipv6_subnet"),
+    7: ("ipv4_range_start", "ipv4_range_end"),
+    8: ("ipv6_range_start", "ipv6_range_end"),
+}
+
+
+class Expected(dict):
+    """What tshark is to show of Quick Mode payloads, in its fields."""
+
+    def __init__(self, payloads):
+        super().__init__({field: [] for field in QUICK_MODE_FIELDS})
+        for payload in payloads:
+            for part in isakmp.decode(payload):
+                self.read(part)
+
+    def add(self, field, value):
+        self[f"isakmp.{field}"].append(value.hex() if isinstance(value, bytes) else str(int(value)))
+
+    def read(self, part):
+        kind = isakmp.encode([part]).first
+        self.add("typepayload", kind)
+        match part:
+            case isakmp.SecurityAssociation(proposals):
+                for each in proposals:
+                    self.read_proposal(each)
+            case isakmp.Nonce(data):
+                self.add("nonce", data)
+            case isakmp.KeyExchange(data):
+                self.add("key_exchange.data", data)
+            case isakmp.Identification(kind, protocol, port, data):
+                self.add("id.type", kind)
+                self.add("id.protoid", protocol)
+                self.add("id.port", port)
+                names = _ADDRESSES[kind]
+                size = len(data) // len(names)
+                for at, name in enumerate(names):
+                    text = str(ip_address(data[at * size : (at + 1) * size]))
+                    self[f"isakmp.id.data.{name}"].append(text)
+            case isakmp.Notification():
+                if part.spi:
+                    self.add("spi", part.spi)
+                self.add("notify.msgtype", part.type)
+            case isakmp.Delete(protocol, spis):
+                self.add("delete.protoid", protocol)
+                for spi in spis:
+                    self.add("delete.spi", spi)
+
+    def read_proposal(self, proposal):
+        self.add("typepayload", 2)
+        self.add("prop.number", proposal.number)
+        self.add("prop.protoid", proposal.protocol_id)
+        self.add("spi", proposal.spi)
+        for transform in proposal.transforms:
+            self.add("typepayload", 3)
+            self.add("trans.id", transform.transform_id)
+            for each in transform.attributes:
+                if each.type in _ATTRIBUTES:
+                    self.add(f"ipsec.attr.{_ATTRIBUTES[each.type]}", each.value)
+
+
+def quick_modes(views):
+    """The KINK_ISAKMP payloads of each message that has any."""
+    for view in views:
+        found = tuple(each.payload for each in view.flat if isinstance(each.payload, kink.Isakmp))
+        if found and not any(each.problem for each in view.flat):
+            yield found
+
+
+def every_quick_mode():
+    for name in recordings.NAMES:
+        reader = Reader(read_keytab(recordings.keytab(name)))
+        yield from quick_modes(map(reader.read, RECORDED[name]))
+    for make in own.WORLDS.values():
+        world = make()
+        reader = Reader(own.keytab(world))
+        yield from quick_modes(map(reader.read, own.datagrams(world)))
+
+
+IDENTITIES = [
+    isakmp.Identification(kind, 17, 53, bytes((10,)) * size)
+    for kind, size in ((1, 4), (5, 16), (7, 8), (8, 32))
+] + [
+    isakmp.Identification(4, 0, 0, bytes((10, 20, 0, 0, 255, 255, 0, 0))),
+    isakmp.Identification(6, 0, 0, bytes((32, 1)) + bytes(14) + b"\xff" * 6 + bytes(10)),
+]
+
+
+def test_quick_modes_in_clear_are_read_as_we_read_them(tmp_path):
+    """All that was ever recorded or that we make, taken out of KINK_ENCRYPT."""
+    found = [*every_quick_mode(), (isakmp.encode(IDENTITIES),)]
+    several = [payloads for payloads in found if len(payloads) > 1]
+    assert len(several) == 2  # the CREATE and its REPLY
+    proof = kink.decode(EVERY_RECORDED[1]).message.payloads[0]
+    sent = [reply(proof, *payloads, checksum=bytes(12)) for payloads in found]
+    fields = (*QUICK_MODE_FIELDS, "kink4430.payload.type", "kink4430.length.bad", "_ws.malformed")
+    rows = tshark.rows(tmp_path, tshark.capture(sent), fields)
+    for row, payloads in zip(rows, found, strict=True):
+        assert {field: row[field] for field in QUICK_MODE_FIELDS} == Expected(payloads)
+        assert numbers(row, "kink4430.payload.type") == [2] + [6] * len(payloads)
+        assert row["kink4430.length.bad"] == row["_ws.malformed"] == []
+
+
+def test_messages_of_our_own_are_read_as_we_read_them(tmp_path):
+    sent = [each.octets for make in own.WORLDS.values() for each in own.datagrams(make())]
+    found = tshark.rows(tmp_path, tshark.capture(sent), (*HEADER_FIELDS, "_ws.malformed"))
+    for row, octets in zip(found, sent, strict=True):
+        head, message = kink.header(octets), kink.decode(octets).message
+        assert numbers(row, "kink4430.type") == [head.type]
+        assert numbers(row, "kink4430.xid") == [head.xid]
+        assert numbers(row, "kink4430.length") == [len(octets)]
+        assert numbers(row, "kink4430.ackreq") == [int(head.ack_request)]
+        assert numbers(row, "kink4430.payload.type") == kinds(message.payloads)
+        assert row["_ws.malformed"] == []
+    assert {numbers(row, "kink4430.type")[0] for row in found} == {*map(int, MessageType)}
 
 
 GOOD = reply(kink.ApRep(5, b"abc"), kink.Encrypt(b"c" * 32), checksum=bytes(12))
