@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kinkd.errors import PeerError
 from kinkd.exchange.effects import Path, Send
@@ -148,34 +146,6 @@ def test_a_kdc_that_stays_away_ends_the_attempt() -> None:
     assert world["alice"].endpoint.commands_under_way == 0
 
 
-@given(st.lists(st.sampled_from(["pass", "lose", "double", "delay"]), max_size=12))
-def test_whatever_the_network_does_one_live_pair_remains(fates: list[str]) -> None:
-    world = World()
-    delayed: list[Send] = []
-    left = list(fates)
-
-    def network(send: Send) -> list[Send]:
-        fate = left.pop(0) if left else "pass"
-        if fate == "delay":
-            delayed.append(send)
-        return {"pass": [send], "lose": [], "double": [send, send], "delay": []}[fate]
-
-    world.acquire("alice", "bob")
-    world.run(TRANSACTION_SECONDS + 10, network)
-    if not list(world["alice"].endpoint.pairs):  # all of one attempt lost: the kernel asks again
-        world.acquire("alice", "bob")
-        world.run(TRANSACTION_SECONDS + 10, network)
-    if not list(world["alice"].endpoint.pairs):
-        world.acquire("alice", "bob")
-        world.run(TRANSACTION_SECONDS + 10)
-    for send in delayed:
-        world.deliver(send)
-    world.run(5.0)
-    assert passes(world, "alice", "bob") == "esp"
-    assert passes(world, "bob", "alice") == "esp"
-    assert len(world["alice"].endpoint.pairs) == 1
-
-
 @pytest.mark.rfc("4430-3.3-2")
 def test_delete_empties_both_kernels() -> None:
     world = keyed()
@@ -249,22 +219,6 @@ def test_a_soft_expiry_makes_a_new_pair_before_the_old_one_goes() -> None:
     assert_keyed_once(world)
     (new,) = world["alice"].endpoint.pairs
     assert new.inbound != old.inbound
-
-
-@pytest.mark.parametrize("first", ["alice", "bob"])
-def test_both_may_begin_at_once_and_traffic_passes(first: str) -> None:
-    world = World()
-    second = {"alice": "bob", "bob": "alice"}[first]
-    world.acquire(first, second)
-    world.acquire(second, first)
-    world.run()
-    for source, destination in ((first, second), (second, first)):
-        assert passes(world, source, destination) == "esp"
-    world.run(60.0)
-    world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
-    world.settle()
-    world.run(10.0)
-    assert_empty(world)
 
 
 def test_an_acquire_that_was_read_late_makes_no_second_pair() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kinkd.exchange.effects import Send
 from kinkd.exchange.timing import TRANSACTION_SECONDS
@@ -153,29 +151,4 @@ def test_a_responder_that_restarts_before_the_ack_keys_anew() -> None:
     world["bob"].kernel.remove(half.id)  # as a new start does with what nobody claims
     world.restart("bob")
     world.run(CYCLE)
-    assert_keyed_once(world)
-
-
-@given(st.lists(st.sampled_from(["pass", "lose", "double", "delay"]), max_size=16))
-def test_whatever_the_network_does_one_live_pair_remains(fates: list[str]) -> None:
-    world = world_of_three()
-    delayed: list[Send] = []
-    left = list(fates)
-
-    def network(send: Send) -> list[Send]:
-        fate = left.pop(0) if left else "pass"
-        if fate == "delay":
-            delayed.append(send)
-        return {"pass": [send], "lose": [], "double": [send, send], "delay": []}[fate]
-
-    for _ in range(3):
-        if not list(world["alice"].endpoint.pairs):  # the kernel asks again
-            world.acquire("alice", "bob")
-            world.run(2 * CYCLE, network)
-    for send in delayed:
-        world.deliver(send)
-    world.run(2 * CYCLE)
-    if not list(world["alice"].endpoint.pairs):
-        world.acquire("alice", "bob")
-        world.run(CYCLE)
     assert_keyed_once(world)
