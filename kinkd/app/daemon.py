@@ -31,6 +31,7 @@ from kinkd.exchange.effects import (
 )
 from kinkd.kerberos.gss import GssTicketSource
 from kinkd.kerberos.port import Ticket
+from kinkd.kernel.port import KernelEvent
 from kinkd.model import Principal
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
@@ -102,13 +103,22 @@ class Daemon:
 
     def _datagrams(self, udp: UdpSocket) -> None:
         for datagram, path in udp.receive():
-            self._endpoint.receive(datagram, path, self._now())
-            self._carry_out()
+            try:
+                self._endpoint.receive(datagram, path, self._now())
+            finally:  # the timer is set again, whatever went wrong
+                self._carry_out()
 
     def _kernel_events(self) -> None:
-        for event in self._kernel.events():
-            self._endpoint.kernel_event(event, self._now())
-        self._carry_out()
+        self._handle(deque(self._kernel.events()))
+
+    def _handle(self, events: deque[KernelEvent]) -> None:
+        try:
+            while events:
+                self._endpoint.kernel_event(events.popleft(), self._now())
+        finally:
+            if events:  # a fault in one of them is no reason to lose the others
+                asyncio.get_running_loop().call_soon(self._handle, events)
+            self._carry_out()
 
     def _ticket_fetched(self, server: Principal, result: Ticket | TicketUnavailable) -> None:
         if self._deaf:
@@ -120,8 +130,10 @@ class Daemon:
         self._carry_out()
 
     def _tick(self) -> None:
-        self._endpoint.tick(self._now())
-        self._carry_out()
+        try:
+            self._endpoint.tick(self._now())
+        finally:
+            self._carry_out()
 
     def _hangup(self) -> None:
         log(logging.WARNING, "reload-unsupported", hint="restart kinkd: SAs and policies survive")

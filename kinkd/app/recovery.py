@@ -34,12 +34,17 @@ class Recovered:
     epoch: int
     first_xid: int
     pairs: tuple[SaPair, ...]
-    lost: tuple[SaPair, ...]  # in the journal, not whole in the kernel; their peers do not know
+    lost: tuple[SaPair, ...]  # in the journal, not whole or not wanted; their peers do not know
     removed: int  # SAs of ours that nobody could claim
 
 
-def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered:
-    """Match the journal with the kernel's SAs and settle EPOCH and XIDs (RFC 4430 §3.7)."""
+def recover(
+    kernel: Kernel, journal: Journal, ownership: Ownership, policy: HostPolicy
+) -> Recovered:
+    """Match the journal with the kernel's SAs and settle EPOCH and XIDs (RFC 4430 §3.7).
+
+    Pairs that the policy of today would not make are given up: an address may be another's now.
+    """
     present = {(s.id.destination, s.id.protocol, s.id.spi): s for s in kernel.states()}
     ours = {key: s for key, s in present.items() if s.reqid in ownership.reqids}
     adopted: list[SaPair] = []
@@ -47,7 +52,8 @@ def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered
     for pair in journal.pairs():
         sas = (*pair.inbound, *pair.outbound)
         halves = [(sa.destination, sa.protocol, sa.spi) for sa in sas]
-        if all(half in ours and ours[half].reqid == pair.reqid for half in halves):
+        whole = all(half in ours and ours[half].reqid == pair.reqid for half in halves)
+        if whole and _is_wanted(pair, policy):
             adopted.append(pair)
             for half in halves:
                 del ours[half]
@@ -58,6 +64,16 @@ def recover(kernel: Kernel, journal: Journal, ownership: Ownership) -> Recovered
     epoch, first_xid = _epoch(journal, survived=bool(adopted))
     # A new EPOCH tells every peer at once; under the old one each SA is deleted by its SPI.
     return Recovered(epoch, first_xid, tuple(adopted), tuple(lost if adopted else ()), removed)
+
+
+def _is_wanted(pair: SaPair, policy: HostPolicy) -> bool:
+    protection = policy.acquired(*pair.slot)
+    return (
+        protection is not None
+        and protection.peer.name == pair.host
+        and (protection.mode, protection.udp) == (pair.mode, pair.udp)
+        and protection.selector.covers(pair.selector)
+    )
 
 
 def _epoch(journal: Journal, *, survived: bool) -> tuple[int, int]:

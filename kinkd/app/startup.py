@@ -83,7 +83,7 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     _set_larval_drop()
     ownership = recovery.Ownership(config.reqids, config.priorities)
     recovery.install_policies(kernel, policy, ownership)
-    recovered = recovery.recover(kernel, journal, ownership)
+    recovered = recovery.recover(kernel, journal, ownership, policy)
     start = Start(recovered.epoch, recovered.first_xid, suites, secrets.token_bytes)
     endpoint = Endpoint(policy, kernel, acceptor, start)
     now = time.monotonic()

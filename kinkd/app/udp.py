@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from kinkd.app.notify import keep, let_go, take_kept
 from kinkd.errors import LocalError
 from kinkd.exchange.effects import Path
 from kinkd.kernel.xfrm import socket_bypass
@@ -94,42 +95,51 @@ class UdpSocket:
         return None
 
 
-class EspInUdp:
-    """UDP port 4500 of IP ``version``: while it is open the kernel unwraps ESP (RFC 3948).
+def open_esp_in_udp(policy: HostPolicy) -> list[socket.socket]:
+    """A socket for each family in which the policy wants ESP in UDP: port 4500.
 
-    Nothing is read from it. What comes without being ESP fills a small buffer, and is lost.
+    While it is open the kernel takes ESP out of UDP (RFC 3948), and SAs outlive us: so the service
+    manager keeps it for our next start. What it kept and nobody wants any more, it lets go of.
+
+    Raises:
+        LocalError: in one line, why the port cannot be had.
     """
-
-    def __init__(self, version: int) -> None:
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
-        self._socket = s = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        level, option, any_address = socket.IPPROTO_IP, _IP_XFRM_POLICY, ""
-        try:
-            if version == 6:
-                level, option, any_address = socket.IPPROTO_IPV6, _IPV6_XFRM_POLICY, "::"
-                s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-            s.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
-            # The kernel asks the policy about the outer packet before it looks inside.
-            for direction in (Direction.IN, Direction.OUT):
-                s.setsockopt(level, option, socket_bypass(direction, version))
-            s.bind((any_address, ESP_IN_UDP_PORT))
-        except OSError as error:
-            s.close()
-            raise LocalError(
-                f"UDP port {ESP_IN_UDP_PORT} cannot be had for ESP in UDP: {error.strerror}; "
-                "does another IKE daemon run here, or is CAP_NET_ADMIN missing?"
-            ) from error
-
-    def close(self) -> None:
-        """The kernel no longer takes ESP out of UDP."""
-        self._socket.close()
+    kept = take_kept()
+    opened = []
+    for version in sorted({p.local.version for p in policy.protections if p.udp}):
+        name = f"esp-in-udp{version}"
+        if (esp := kept.pop(name, None)) is None:
+            esp = _esp_in_udp(version)
+            keep(name, esp)
+        opened.append(esp)
+    for name, unwanted in kept.items():
+        unwanted.close()
+        let_go(name)
+    return opened
 
 
-def open_esp_in_udp(policy: HostPolicy) -> list[EspInUdp]:
-    """A socket for each family in which the policy wants ESP in UDP."""
-    versions = sorted({p.local.version for p in policy.protections if p.udp})
-    return [EspInUdp(version) for version in versions]
+def _esp_in_udp(version: int) -> socket.socket:
+    """Nothing is read from it. What comes without being ESP fills a small buffer, and is lost."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    s = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    level, option, any_address = socket.IPPROTO_IP, _IP_XFRM_POLICY, ""
+    try:
+        if version == 6:
+            level, option, any_address = socket.IPPROTO_IPV6, _IPV6_XFRM_POLICY, "::"
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        s.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
+        # The kernel asks the policy about the outer packet before it looks inside.
+        for direction in (Direction.IN, Direction.OUT):
+            s.setsockopt(level, option, socket_bypass(direction, version))
+        s.bind((any_address, ESP_IN_UDP_PORT))
+    except OSError as error:
+        s.close()
+        raise LocalError(
+            f"UDP port {ESP_IN_UDP_PORT} cannot be had for ESP in UDP: {error.strerror}; "
+            "does another IKE daemon run here, or is CAP_NET_ADMIN missing?"
+        ) from error
+    return s
 
 
 def open_sockets() -> list[UdpSocket]:

@@ -26,7 +26,8 @@ fresh, on a clock five minutes behind or ahead (RFC 4120 §3.2.3)."""
 REMEMBERED_COMMANDS = 1024
 """Commands of one host that are remembered at once; a host that sends more is put off."""
 PAIRS_PER_HOST = 64
-"""Live pairs one authenticated host may have with us; more is a fault or an attack."""
+"""Live pairs one authenticated host may have with us, where the policy has no need of more; more is
+a fault or an attack."""
 
 
 class Answer(NamedTuple):

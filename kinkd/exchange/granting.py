@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinkd.errors import KernelError, PeerError
+from kinkd.errors import PeerError
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import PAIRS_PER_HOST, Answer, Core, Peer
 from kinkd.exchange.crossing import Crossings
@@ -21,9 +21,12 @@ from kinkd.exchange.quickmode import Creation
 from kinkd.exchange.verified import VerifiedCommand
 from kinkd.keying import dh
 from kinkd.keying.negotiate import Choice, Demands, choose
-from kinkd.model import Protection, Secret, Selector
+from kinkd.model import IpsecProtocol, Protection, Secret, Selector
 from kinkd.wire import kink
 from kinkd.wire.numbers import KinkErrorCode, NotifyType
+
+QUICK_MODES = 8
+"""So many one CREATE may ask for: each may cost a Diffie-Hellman exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,12 @@ class Granting:
                 "closing", "this daemon is leaving", notify=NotifyType.NO_PROPOSAL_CHOSEN
             )
         asked = [part for part in request.payloads if isinstance(part, kink.Isakmp)]
+        if len(asked) > QUICK_MODES:
+            raise PeerError(
+                "too-many-quick-modes",
+                f"{len(asked)} in one CREATE; {QUICK_MODES} are the most",
+                notify=NotifyType.PAYLOAD_MALFORMED,
+            )
         grants = [self._negotiate(request, payload, now) for payload in asked]
         made = core.pairs.of_create(request.peer.host.name, request.id)
         if made:
@@ -157,29 +166,30 @@ class Granting:
     def _check(self, grants: list[_Grant], request: Request, now: float) -> None:
         """All SPIs must be new (RFC 4430 §3.2), and no host may have too many pairs."""
         core, remote = self._core, request.path.remote
-        seen: set[tuple[object, int]] = set()
-        for part in (part for grant in grants for part in grant.choice.offer.parts):
-            if part.protocol is None:
-                continue
-            known = (
-                (part.protocol, part.spi) in seen
-                or core.pairs.by_outbound(remote, part.protocol, part.spi)
-                or self.half_open.by_outbound(remote, part.protocol, part.spi)
-                or request.peer.is_buried(part.protocol, part.spi, now)
-            )
-            if known or part.spi < quickmode.FIRST_SPI:
-                raise PeerError(
-                    "invalid-spi",
-                    f"SPI {part.spi:#010x} exists, was deleted or is reserved",
-                    notify=NotifyType.INVALID_SPI,
+        seen: set[tuple[IpsecProtocol, int]] = set()
+        for grant in grants:
+            # Those of proposals that were not chosen, too: the CREATE "contains" them.
+            for protocol, spi in grant.wanted.spis:
+                known = (
+                    (protocol, spi) in seen
+                    or core.pairs.by_outbound(remote, protocol, spi)
+                    or self.half_open.by_outbound(remote, protocol, spi)
+                    or request.peer.is_buried(protocol, spi, now)
                 )
-            seen.add((part.protocol, part.spi))
+                if known or spi < quickmode.FIRST_SPI:
+                    raise PeerError(
+                        "invalid-spi",
+                        f"SPI {spi:#010x} exists, was deleted or is reserved",
+                        notify=NotifyType.INVALID_SPI,
+                    )
+            seen |= grant.wanted.spis
         name = request.peer.host.name
         there = len(core.pairs.of_host(name)) + self.half_open.of_host(name)
-        if there + len(grants) > PAIRS_PER_HOST:
+        most = max(PAIRS_PER_HOST, 4 * len(core.policy.with_host(name)))
+        if there + len(grants) > most:
             raise PeerError(
                 "too-many-sas",
-                f"{name} has {there} pairs; {PAIRS_PER_HOST} are the most",
+                f"{name} has {there} pairs; {most} are the most",
                 kink_error=KinkErrorCode.INTERR,
             )
 
@@ -189,6 +199,7 @@ class Granting:
         """The inbound SAs of every grant and what the REPLY says of it; of all, or of none."""
         halves: list[Half] = []
         inner: list[kink.Payload] = []
+        complete = False
         try:
             for grant in grants:
                 nr = b"" if grant.choice.optimistic else self._core.random(quickmode.NONCE_OCTETS)
@@ -198,10 +209,11 @@ class Granting:
                 halves.append(half)
                 half.install_inbound(self._core)
                 inner.append(self._reply(grant, half.pair, nr or None, public))
-        except (KernelError, PeerError):
-            for half in halves:
-                half.remove_inbound(self._core)
-            raise
+            complete = True
+        finally:
+            if not complete:
+                for half in halves:
+                    half.remove_inbound(self._core)
         return tuple(halves), tuple(inner)
 
     def _half(self, grant: _Grant, seeds: Seeds, request: Request, now: float) -> Half:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from kinkd.errors import LocalError
 from kinkd.kernel.port import SaId
 from kinkd.model import IPAddress, IpsecProtocol, Lifetime, Mode, Selector, Slot
 
@@ -131,9 +132,15 @@ class PairTable:
         return iter([pair for pairs in self._hosts.values() for pair in pairs])
 
     def add(self, pair: SaPair) -> None:
-        """Take a pair up. All its SPIs must be new: the kernel has seen to that."""
-        for sa in (*pair.inbound, *pair.outbound):
-            self._by_sa[_name(sa)] = pair
+        """Take a pair up.
+
+        Raises:
+            LocalError: one of its SPIs is a live pair's.
+        """
+        names = [_name(sa) for sa in (*pair.inbound, *pair.outbound)]
+        if any(name in self._by_sa for name in names):
+            raise LocalError(f"two pairs with {pair.host} under one SPI")
+        self._by_sa.update(dict.fromkeys(names, pair))
         for sa in pair.outbound:
             self._outbound[_name(sa)] = pair
         if pair.role is Role.RESPONDER:

@@ -24,8 +24,9 @@ from kinkd.wire.numbers import (
 NONCE_OCTETS = 32
 FIRST_SPI = 256  # RFC 4303 §2.1: 0 to 255 are reserved
 _ESN_64_BITS = 1  # RFC 4304 §2: the only value; without the attribute it is 32 bits
-_COMBINATIONS = 64
-"""Of the transforms of a bundle's protocols, so many are read; who offers more means no good."""
+_OFFERS = 256
+"""So many are read of one SA payload, in its order; who offers more means no good."""
+_LONGEST = (1 << 32) - 1  # seconds or kilobytes: what is longer is no limit to any SA
 
 PROTOCOL_IDS = {IpsecProtocol.ESP: ProtocolId.ESP, IpsecProtocol.AH: ProtocolId.AH}
 """ISAKMP's numbers of the protocols (RFC 2407 §4.4.1)."""
@@ -65,6 +66,12 @@ class Creation:
     traffic: Selector | None = None
     clients: tuple[isakmp.Identification, ...] = ()
     notifications: tuple[isakmp.Notification, ...] = ()  # that refuse nothing
+
+    @property
+    def spis(self) -> frozenset[tuple[IpsecProtocol, int]]:
+        """All that the offers name."""
+        parts = (part for offer in self.offers for part in offer.parts)
+        return frozenset((p.protocol, p.spi) for p in parts if p.protocol is not None)
 
 
 def propose(
@@ -229,7 +236,8 @@ def read_offers(association: isakmp.SecurityAssociation) -> tuple[Offer, ...]:
     by_number: dict[int, list[isakmp.Proposal]] = {}
     for proposal in association.proposals:  # RFC 2408 §4.2: one number is a logical AND
         by_number.setdefault(proposal.number, []).append(proposal)
-    return tuple(offer for group in by_number.values() for offer in _combine(group))
+    offers = (offer for group in by_number.values() for offer in _combine(group))
+    return tuple(itertools.islice(offers, _OFFERS))
 
 
 def _combine(bundle: list[isakmp.Proposal]) -> Iterable[Offer]:
@@ -238,7 +246,7 @@ def _combine(bundle: list[isakmp.Proposal]) -> Iterable[Offer]:
         [_read_transform(proposal, transform) for transform in proposal.transforms]
         for proposal in bundle
     ]
-    for parts in itertools.islice(itertools.product(*choices), _COMBINATIONS):
+    for parts in itertools.product(*choices):
         yield Offer(bundle[0].number, parts)
 
 
@@ -253,9 +261,9 @@ def _read_transform(proposal: isakmp.Proposal, transform: isakmp.Transform) -> P
         if kind == AttributeClass.LIFE_TYPE:
             life_type = value
         elif kind == AttributeClass.LIFE_DURATION and life_type == LifeType.SECONDS:
-            seconds, life_type = value, None
+            seconds, life_type = min(value, _LONGEST), None
         elif kind == AttributeClass.LIFE_DURATION and life_type == LifeType.KILOBYTES:
-            kilobytes, life_type = value, None
+            kilobytes, life_type = min(value, _LONGEST), None
         elif kind in _SINGLE and kind not in values:
             values[kind] = value
         else:

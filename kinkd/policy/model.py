@@ -39,6 +39,7 @@ FAST_PROFILE: Final = "fast"
 DEFAULT_GROUP: Final = "ecp256"
 NO_GROUP: Final = "none"
 TRY: Final = "try"  # of esn: 64 bits first, 32 where the peer has no more
+MAXIMUM_SUITES: Final = 16  # with AH and ESP, with and without ESN: 64 proposals
 MINIMUM_LIFETIME: Final = 30  # seconds; a rekey needs some of them
 MAXIMUM_LIFETIME: Final = 7 * 86400
 MINIMUM_VOLUME: Final = 1 << 20  # octets
@@ -381,6 +382,8 @@ def _profiles(item: Item) -> dict[str, Profile]:
 
 def _suites(item: Item) -> tuple[Suite, ...]:
     items = item.one_or_more()
+    if len(items) > MAXIMUM_SUITES:
+        raise item.error(f"{len(items)} suites; {MAXIMUM_SUITES} at most are offered to a peer")
     suites = _distinct(items, lambda each: SUITES[each.choice(SUITES)])
     first = suites[0]
     for place, suite in zip(items, suites, strict=True):

@@ -369,19 +369,23 @@ def _exemptions(me: Host, options: Options, demands: Iterable[_Demand]) -> tuple
     numbers = iter(options.priorities[:EXEMPTION_COUNT])
     ipv6 = any(demand.selector.source.version == 6 for demand in demands)
     pairs = itertools.chain(
-        _kink(),
+        _kink(me),
         _neighbor_discovery() if ipv6 else (),
         _servers(me, options.servers),
     )
     return tuple(SpdEntry(direction, selector, _next(numbers)) for direction, selector in pairs)
 
 
-def _kink() -> Iterator[tuple[Direction, Selector]]:
-    """KINK itself: from port 910 to port 910, nothing else of either port."""
+def _kink(me: Host) -> Iterator[tuple[Direction, Selector]]:
+    """KINK of this host itself: from port 910 to port 910, nothing else of either port.
+
+    Of nobody behind it: that goes into the tunnel, as all else.
+    """
     port = PortMatch(KINK_PORT, 0xFFFF)
-    for net in (_ANY_V4, _ANY_V6):
-        for direction in (Direction.OUT, Direction.IN):
-            yield direction, Selector(net, net, UDP, port, port)
+    for address in me.addresses:
+        out = Selector(ip_network(address), _ANY[address.version], UDP, port, port)
+        yield Direction.OUT, out
+        yield Direction.IN, out.reversed()
 
 
 def _neighbor_discovery() -> Iterator[tuple[Direction, Selector]]:

@@ -240,16 +240,15 @@ def test_a_gateways_daemon_starts_anew_and_no_packet_is_lost(sites: Sites, walk:
     lab = sites.lab
     alice = lab["alice"]
     bare, _, _, encapsulated, _, _ = ways(lab)
-    for family in (4, 6):
-        assert observe.ping(bare.source, bare.target.address(family)).lost == 0
+    for way, family in itertools.product((bare, encapsulated), (4, 6)):
+        assert observe.ping(way.source, way.target.address(family)).lost == 0
     before = {state.spi for state in alice.states()}
-    with pinging(bare, 4) as four, pinging(bare, 6) as six:
+    with pinging(bare, 4) as four, pinging(bare, 6) as six, pinging(encapsulated, 4) as in_udp:
         alice.stop()
         alice.start()
-    assert (four[0].lost, six[0].lost) == (0, 0)
-    assert four[0].received > 20
-    for family in (4, 6):
-        assert observe.ping(encapsulated.source, encapsulated.target.address(family)).lost == 0
+    results = (*four, *six, *in_udp)
+    assert [result.lost for result in results] == [0, 0, 0]
+    assert all(result.received > 20 for result in results)
     assert {state.spi for state in alice.states()} == before
     assert {int(str(row["spi_in"]), 16) for row in alice.sas()} < before
 
@@ -268,7 +267,10 @@ def test_gateways_that_begin_at_once_keep_one_pair_and_lose_no_packet(sites: Sit
             for source, target in both
         ]
         results = [observe.read_ping(each.communicate(timeout=60)[0]) for each in started]
-    assert [result.lost for result in results] == [0] * len(started)
+    # Of the hosts' own IPv6, one: a ping can come in before the SA for its answer is there, and
+    # the kernel does not hold its own ICMPv6 answers for want of one as it holds all else.
+    assert [result.lost for result in results[:-2]] == [0] * (len(started) - 2)
+    assert all(result.lost <= 1 for result in results[-2:])
     wait_for(lambda: len(lab.states_between("alice", "bob")) == 8, "one pair each remains", 30)
     for host, peer in ((alice, "bob"), (bob, "alice")):
         rows = [row for row in host.sas() if row["peer"] == peer]

@@ -69,6 +69,7 @@ class Host:
         self.log_file = directory / "kinkd.log"
         self.realm = realm
         self.process: subprocess.Popen[str] | None = None
+        self.kept: dict[str, int] = {}  # what a service manager keeps for its next start
         directory.mkdir()
         self.state.mkdir()
         realm.add(self.principal, keytab=self.keytab)
@@ -106,12 +107,36 @@ class Host:
         notify.bind(str(path))
         with self.log_file.open("a") as log:
             self.process = self.node.popen(
+                *self._receiving_kept(),
                 *(sys.executable, "-m", "kinkd.cli.kinkd", "run", "--config", self.config),
                 stdout=log,
                 stderr=log,
-                env={**self.environment, "NOTIFY_SOCKET": str(path)},
+                env={
+                    **self.environment,
+                    "NOTIFY_SOCKET": str(path),
+                    "LISTEN_FDS": str(len(self.kept)),
+                    "LISTEN_FDNAMES": ":".join(self.kept),
+                },
+                pass_fds=tuple(self.kept.values()),
             )
         return lambda: self._await_ready(notify)
+
+    def _receiving_kept(self) -> tuple[str, ...]:
+        """What starts a command with the kept sockets from descriptor 3 on: sd_listen_fds(3)."""
+        if not self.kept:
+            return ()
+        moves = " ".join(f"{new}<&{old}" for new, old in enumerate(self.kept.values(), 3))
+        return ("bash", "-c", f'LISTEN_PID=$$ exec "$@" {moves}', "bash")
+
+    def _keep(self, said: list[str], descriptors: list[int]) -> None:
+        """As a service manager does with FDSTORE=1: sd_pid_notify_with_fds(3)."""
+        name = next((line[7:] for line in said if line.startswith("FDNAME=")), "")
+        if "FDSTORE=1" in said and name not in self.kept:
+            self.kept[name] = descriptors.pop()
+        if "FDSTOREREMOVE=1" in said:
+            os.close(self.kept.pop(name))
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     def _await_ready(self, notify: socket.socket) -> None:
         deadline = time.monotonic() + READY_PATIENCE
@@ -119,7 +144,10 @@ class Host:
             notify.settimeout(0.2)
             while time.monotonic() < deadline:
                 try:
-                    if "READY=1" in notify.recv(4096).decode().split("\n"):
+                    octets, descriptors, _, _ = socket.recv_fds(notify, 4096, 4)
+                    said = octets.decode().split("\n")
+                    self._keep(said, descriptors)
+                    if "READY=1" in said:
                         return
                 except TimeoutError:
                     if self.process is not None and self.process.poll() is not None:
@@ -285,6 +313,8 @@ class Lab:
         for host in self.hosts.values():
             if host.running:
                 host.stop(signal.SIGKILL)
+            for descriptor in host.kept.values():
+                os.close(descriptor)
 
     def policy_text(self, *, profiles: str | None = None) -> str:
         """The realm's policy; ``profiles``: others than those of the lab."""

@@ -97,6 +97,7 @@ class Node:
         stdout: int | IO[Any] | None = subprocess.PIPE,
         stderr: int | IO[Any] | None = subprocess.PIPE,
         env: dict[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
     ) -> subprocess.Popen[str]:
         """Start a command here; its end is the caller's."""
         return subprocess.Popen(
@@ -106,6 +107,7 @@ class Node:
             stderr=stderr,
             text=True,
             env=env,
+            pass_fds=pass_fds,
         )
 
     def python(self, function: Callable[[], T]) -> T:

@@ -152,7 +152,7 @@ def test_check_says_what_would_apply(tmp_path: Path) -> None:
         "secrecy      forward, by ecp256",
         "printer: clear, by rule 'the printer knows no IPsec'",
         "out ::/0 -> ::/0 icmpv6 type 135: clear",
-        "in  0.0.0.0/0 port 910 -> 0.0.0.0/0 port 910 udp: clear",
+        "in  0.0.0.0/0 port 910 -> 192.0.2.10/32 port 910 udp: clear",
         "out 192.0.2.10/32 -> 192.0.2.11/32 any: require reqid 0x4b00",
     ):
         assert words in text

@@ -24,10 +24,12 @@ from kinkd.kernel.memory import MemoryKernel
 from kinkd.keying.algorithms import SUITES
 from kinkd.keying.negotiate import Terms
 from kinkd.model import Direction, IpsecProtocol, Lifetime, Mode, PortMatch, Selector, SpdEntry
+from kinkd.policy.match import HostPolicy
 from tests.support.pair import ALICE, BOB, REQID, policy_of
 
 OWNERSHIP = Ownership(range(0x4B000000, 0x4B010000), range(1000, 2000))
-PROTECTION = policy_of(ALICE, (BOB,)).protections[0]
+POLICY = policy_of(ALICE, (BOB,))
+PROTECTION = POLICY.protections[0]
 
 spis = st.integers(256, (1 << 32) - 1)
 ports = st.integers(0, 0xFFFF)
@@ -158,7 +160,7 @@ def journal_of(tmp_path: Path, *known: SaPair) -> Journal:
 def test_what_journal_and_kernel_agree_on_is_adopted_under_the_same_epoch(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path, pair())
     install(kernel, pair())
-    found = recovery.recover(kernel, journal, OWNERSHIP)
+    found = recovery.recover(kernel, journal, OWNERSHIP, POLICY)
     assert found.pairs == (pair(),)
     assert (found.epoch, found.first_xid) == (500, 256)
     assert len(kernel.states()) == 2
@@ -167,7 +169,7 @@ def test_what_journal_and_kernel_agree_on_is_adopted_under_the_same_epoch(tmp_pa
 def test_a_half_pair_goes_and_with_the_last_sa_the_epoch_changes(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path, pair())
     install(kernel, pair(), outbound=False)
-    found = recovery.recover(kernel, journal, OWNERSHIP)
+    found = recovery.recover(kernel, journal, OWNERSHIP, POLICY)
     assert (found.pairs, found.removed) == ((), 1)
     assert found.epoch != 500
     assert not kernel.states()
@@ -180,7 +182,7 @@ def test_a_half_pair_beside_a_whole_one_is_named_so_that_its_peer_can_be_told(
     kernel, journal = MemoryKernel(), journal_of(tmp_path, pair(), pair(0x2000))
     install(kernel, pair())
     install(kernel, pair(0x2000), outbound=False)
-    found = recovery.recover(kernel, journal, OWNERSHIP)
+    found = recovery.recover(kernel, journal, OWNERSHIP, POLICY)
     assert (found.pairs, found.lost) == ((pair(),), (pair(0x2000),))
     assert found.epoch == 500
 
@@ -194,10 +196,36 @@ def test_a_create_whose_pair_ended_is_remembered(tmp_path: Path) -> None:
     assert Journal(tmp_path / "journal.db").answered() == [(theirs.host, theirs.command)]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policy_of(ALICE, (replace(BOB, name="carol"),)),  # his address is another's now
+        policy_of(ALICE, ()),
+        replace(POLICY, protections=(replace(PROTECTION, udp=True),)),
+        replace(POLICY, protections=(replace(PROTECTION, mode=Mode.TUNNEL),)),
+        replace(
+            POLICY,
+            protections=(replace(PROTECTION, selector=replace(PROTECTION.selector, protocol=6)),),
+        ),
+    ],
+    ids=["another host", "no rule", "udp", "tunnel", "less traffic"],
+)
+def test_a_pair_that_the_policy_of_today_would_not_make_is_given_up(
+    tmp_path: Path, policy: HostPolicy
+) -> None:
+    kernel, journal = MemoryKernel(), journal_of(tmp_path)
+    journal.record(pair())
+    install(kernel, pair())
+    found = recovery.recover(kernel, journal, OWNERSHIP, policy)
+    assert found.pairs == ()
+    assert not kernel.states()
+    assert not journal.pairs()
+
+
 def test_an_sa_of_our_block_that_nobody_claims_goes(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path)
     install(kernel, pair())
-    assert recovery.recover(kernel, journal, OWNERSHIP).removed == 2
+    assert recovery.recover(kernel, journal, OWNERSHIP, POLICY).removed == 2
     assert not kernel.states()
 
 
@@ -205,7 +233,7 @@ def test_an_sa_outside_our_block_is_never_touched(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path)
     foreign = agreement(pair(), reqid=42)
     foreign.install_inbound(kernel, pair().inbound, installing.responder_limits(Lifetime(60)))
-    recovery.recover(kernel, journal, OWNERSHIP)
+    recovery.recover(kernel, journal, OWNERSHIP, POLICY)
     recovery.remove_everything(kernel, OWNERSHIP)
     assert len(kernel.states()) == 1
 
@@ -213,8 +241,8 @@ def test_an_sa_outside_our_block_is_never_touched(tmp_path: Path) -> None:
 def test_an_epoch_differs_from_the_one_before_even_with_a_clock_set_back(tmp_path: Path) -> None:
     journal = journal_of(tmp_path)
     journal.set_meta("epoch", 0xFFFFFFF0)
-    first = recovery.recover(MemoryKernel(), journal, OWNERSHIP).epoch
-    second = recovery.recover(MemoryKernel(), journal, OWNERSHIP).epoch
+    first = recovery.recover(MemoryKernel(), journal, OWNERSHIP, POLICY).epoch
+    second = recovery.recover(MemoryKernel(), journal, OWNERSHIP, POLICY).epoch
     assert len({0xFFFFFFF0, first, second}) == 3
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from kinkd.document import Document
 from kinkd.errors import DocumentError
-from kinkd.keying.algorithms import GROUP_NUMBERS
+from kinkd.keying.algorithms import GROUP_NUMBERS, SUITES
 from kinkd.model import Action, Mode, Principal
 from kinkd.policy.model import RealmPolicy, protocol_words, read
 
@@ -25,6 +25,8 @@ addresses = "192.0.2.2"
 fqdn = "carol.example.test"
 addresses = ["192.0.2.3"]
 """
+
+MANY = [name for name in SUITES if not name.startswith("ah-")][:17]
 
 
 def policy(text: str, head: str = HEAD) -> RealmPolicy:
@@ -211,6 +213,7 @@ CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
             '"aes128gcm16" is ESP, but "ah-sha1+null-sha256" ESP in AH',
         ),
         ('[profiles.x]\nsuites = ["aes256gcm16", "aes256gcm16"]\n', "stands here twice"),
+        (f"[profiles.x]\nsuites = {MANY}\n", "17 suites; 16 at most are offered to a peer"),
         ('[profiles.x]\nsuites = "aes256gcm16"\ngroup = []\n', "an empty list"),
         (
             '[profiles.x]\nsuites = "aes256gcm16"\ngroup = ["none", "ecp255"]\n',

@@ -156,8 +156,10 @@ def exempted(policy: HostPolicy) -> set[tuple[str, str, int, int, str, int]]:
 
 
 def test_kink_is_exempt_from_port_910_to_port_910_and_neighbor_discovery_by_type() -> None:
-    any4, any6 = "0.0.0.0/0", "::/0"
-    kink = {(d, n, 910, 17, n, 910) for d in ("IN", "OUT") for n in (any4, any6)}
+    any6 = "::/0"
+    ends = (("192.0.2.1/32", "0.0.0.0/0"), ("2001:db8::1/128", any6))
+    kink = {("OUT", mine, 910, 17, net, 910) for mine, net in ends}
+    kink |= {("IN", net, 910, 17, mine, 910) for mine, net in ends}
     discovery = {(d, any6, t, 58, any6, 0) for d in ("IN", "OUT") for t in (135, 136)}
     assert exempted(host("a", EVERYONE)) == kink | discovery
     assert exempted(host("a", [])) == kink
