@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kinkd.app.journal import Journal
 from kinkd.errors import LocalError
 from kinkd.exchange.pairs import SaPair
-from kinkd.kernel.port import Kernel
+from kinkd.kernel.port import Kernel, SaId
 from kinkd.model import Direction, Selector, SpdEntry
 from kinkd.policy.match import HostPolicy
 
@@ -35,7 +35,7 @@ class Recovered:
     first_xid: int
     pairs: tuple[SaPair, ...]
     lost: tuple[SaPair, ...]  # in the journal, not whole or not wanted; their peers do not know
-    removed: int  # SAs of ours that nobody could claim
+    unclaimed: tuple[SaId, ...]  # SAs of ours that were in the kernel, and not in the journal
 
 
 def recover(
@@ -60,10 +60,12 @@ def recover(
         else:
             journal.forget(pair)
             lost.append(pair)
-    removed = sum(kernel.remove(state.id) for state in ours.values() if not state.larval)
+    unclaimed = tuple(state.id for state in ours.values() if not state.larval)
+    for sa in unclaimed:
+        kernel.remove(sa)
     epoch, first_xid = _epoch(journal, survived=bool(adopted))
     # A new EPOCH tells every peer at once; under the old one each SA is deleted by its SPI.
-    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost if adopted else ()), removed)
+    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost if adopted else ()), unclaimed)
 
 
 def _is_wanted(pair: SaPair, policy: HostPolicy) -> bool:

@@ -88,16 +88,18 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     endpoint = Endpoint(policy, kernel, acceptor, start)
     now = time.monotonic()
     endpoint.set_posix(time.time() - now)
-    endpoint.adopt(recovered.pairs)
+    endpoint.adopt(recovered.pairs, now)
     endpoint.recall(journal.answered(), now)
     endpoint.disown(recovered.lost, now)
+    if recovered.pairs:  # else a new EPOCH says it all
+        endpoint.disown_unclaimed(recovered.unclaimed, now)
     log(
         logging.INFO,
         "recovered",
         epoch=recovered.epoch,
         adopted=len(recovered.pairs),
         lost=len(recovered.lost),
-        removed=recovered.removed,
+        removed=len(recovered.unclaimed),
     )
     return endpoint
 

@@ -56,6 +56,7 @@ class Peer:
     clock_offset: float = 0.0  # seconds by which its clock is ahead of ours, as it has proven
     # What Kerberos refuses it does not remember: whoever overheard such a command can repeat it.
     refusals: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1, burst=10))
+    failures: TokenBucket = field(default_factory=lambda: TokenBucket(rate=2, burst=40))
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
     _buried: OrderedDict[tuple[IpsecProtocol, int], float] = field(default_factory=OrderedDict)
 
@@ -98,7 +99,11 @@ class Peer:
 
         Raises:
             PeerError: "too-many-commands", KINK_INTERR: there is no room for one more.
+                "too-many-failures", no answer: what is refused is not remembered, and may yet have
+                cost a Diffie-Hellman exchange.
         """
+        if not self.failures.has(now):
+            raise PeerError("too-many-failures", f"{self.host.name} is refused too often")
         while self._buried and now - next(iter(self._buried.values())) >= MEMORY_SECONDS:
             self._buried.popitem(last=False)
         while self._answered:

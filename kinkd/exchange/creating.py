@@ -178,6 +178,7 @@ class Creating:
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """Take the optimistic SAs back; where the peer made its half, have it removed too."""
+        self._forget_private_value()
         for sa in self._inbound:
             self.core.remove_sa(sa)
         if exchange.sent_at and (self._created_by_peer or not exchange.answered):
@@ -202,12 +203,18 @@ class Creating:
         )
         self.ended(self, reason, now)
 
+    def _forget_private_value(self) -> None:
+        if self._ephemeral is not None:
+            self._ephemeral.wipe()
+            self._ephemeral = None
+
     def again(self) -> Creating:
         """Take the optimistic SAs back; the next ones have other SPIs and another nonce."""
         spent = replace(self)
         for sa in self._inbound:
             self.core.remove_sa(sa)
-        self._inbound, self._ephemeral, spent._ephemeral = (), None, None
+        spent._forget_private_value()
+        self._inbound, self._ephemeral = (), None
         return spent
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
@@ -241,11 +248,11 @@ class Creating:
         (answered,) = answer.offers
         if any(part.spi < quickmode.FIRST_SPI for part in answered.parts):
             raise PeerError("malformed-reply", "a reserved SPI")
-        if any(
-            part.protocol and exchange.peer.is_buried(part.protocol, part.spi, now)
-            for part in answered.parts
-        ):
-            raise PeerError("stale-reply", "the responder has deleted what it made")
+        for protocol, spi in answer.spis:
+            if exchange.peer.is_buried(protocol, spi, now):
+                raise PeerError("stale-reply", "the responder has deleted what it made")
+            if self.core.pairs.by_outbound(self.protection.remote, protocol, spi):
+                raise PeerError("malformed-reply", f"SPI {spi:#010x} is another SA's")
         position, terms = check_answer(self._offers, answered)
         if answer.traffic not in (None, self.protection.selector):
             raise PeerError("other-identities", "the responder answers for other traffic")

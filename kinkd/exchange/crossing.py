@@ -52,8 +52,8 @@ class Crossings:
     def created(self, slot: Slot, ours: SaPair | None, now: float) -> None:
         """A CREATE of ours ended; None: badly, and nothing of it is left."""
         for theirs in self._theirs.pop(slot, ()):
-            if ours is None:
-                continue
+            if ours is None or theirs.selector != ours.selector:
+                continue  # one that is for less is another matter
             if self._core.pairs.holds(theirs):
                 self._settle(ours, theirs, now)
             else:

@@ -100,18 +100,17 @@ class Endpoint:
         """Set POSIX time minus monotonic time, seconds."""
         self._core.posix_offset = offset
 
-    def adopt(self, pairs: Iterable[SaPair], now: float | None = None) -> None:
+    def adopt(self, pairs: Iterable[SaPair], now: float) -> None:
         """Take up pairs that an earlier life of this daemon left in the kernel.
 
-        With ``now``, of several for the same one will remain.
+        Of several for the same one will remain.
         """
         adopted = list(pairs)
         for pair in adopted:
             self._core.pairs.add(pair)
-        if now is not None:
-            for slot in {pair.slot for pair in adopted}:
-                self._crossings.adopted(self._core.pairs.in_slot(slot), now)
-        self._suspicion.watch(0.0)  # with the first tick
+        for slot in {pair.slot for pair in adopted}:
+            self._crossings.adopted(self._core.pairs.in_slot(slot), now)
+        self._suspicion.watch(now)
 
     def recall(self, commands: Iterable[tuple[str, CommandId]], now: float) -> None:
         """Know again the CREATEs, by host, whose pairs an earlier life gave up."""
@@ -240,7 +239,7 @@ class Endpoint:
         if protection is None:
             core.counters["acquire-foreign"] += 1  # a policy that is not ours
             return
-        if self._responder.half_open.in_slot(protection.slot):
+        if self._responder.half_open.awaits(protection.slot, event.flow):
             core.counters["acquire-joined"] += 1  # the ACK of the peer's CREATE will do
             return
         if self._is_answered(protection, event):
@@ -285,7 +284,7 @@ class Endpoint:
             or pair is None
             or pair.role is not Role.INITIATOR
             or event.id not in pair.outbound
-            or core.pairs.in_slot(pair.slot)[-1] is not pair  # replaced already
+            or core.pairs.for_the_same(pair)[-1] is not pair  # replaced already
         ):
             return
         self._renew(pair, "rekey", now)
@@ -319,9 +318,16 @@ class Endpoint:
         variants: Sequence[Variant] = (),
     ) -> None:
         slot = protection.slot
-        # All that is there or about to be is replaced: one pair is enough. Of what comes while
-        # this is under way the crossing rule decides.
-        there = self._core.pairs.in_slot(slot) + self._responder.half_open.pairs_in_slot(slot)
+        # All that is there or about to be for the same is replaced: one pair is enough. Of what
+        # comes while this is under way the crossing rule decides.
+        there = [
+            pair
+            for pair in (
+                *self._core.pairs.in_slot(slot),
+                *self._responder.half_open.pairs_in_slot(slot),
+            )
+            if pair.selector == protection.selector
+        ]
         purpose = Creating(
             self._core, self._lifecycle, protection, cause, self._created, there, variants
         )
@@ -335,12 +341,12 @@ class Endpoint:
         pair, reason = (None, result) if isinstance(result, str) else (result, "")
         protection = creating.protection
         attempt = self._creating.pop(protection.slot)
-        self._crossings.created(protection.slot, pair if creating.superseded is None else None, now)
         if pair is None and creating.variants and not self._core.closing:
             # The peer will not have this; the policy allows to ask for less (RFC 4430 §3.2).
             left = creating.variants
             self._begin(protection, now, creating.cause, attempt.listeners, left)
             return
+        self._crossings.created(protection.slot, pair if creating.superseded is None else None, now)
         if pair is not None and creating.superseded is None:
             # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).
             grace = self._core.peer(protection.peer).round_trip.grace()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kinkd.errors import PeerError
+from kinkd.errors import KernelError, PeerError
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import PAIRS_PER_HOST, Answer, Core, Peer
 from kinkd.exchange.crossing import Crossings
 from kinkd.exchange.effects import Level, Path, RecordPair
-from kinkd.exchange.halfopen import Established, Half, HalfOpen, HalfOpens, install_outbound
+from kinkd.exchange.halfopen import Established, Half, HalfOpen, HalfOpens, install_outbound, undone
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
@@ -92,7 +92,11 @@ class Granting:
         halves, inner = self._make(grants, request, now)
         answer = Answer(inner, ack_request=not two_messages)
         if two_messages:
-            install_outbound(halves, core)
+            try:
+                install_outbound(halves, core)
+            except KernelError:
+                undone(halves, request.peer, core, now)
+                raise
         for half in halves:
             self._crossings.answered(half.pair)
             if two_messages:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from kinkd.errors import KernelError, PeerError
 from kinkd.exchange.core import Answer, Core, Peer
-from kinkd.exchange.effects import Level, Path
+from kinkd.exchange.effects import ForgetPair, Level, Path
 from kinkd.exchange.installing import Agreement, responder_limits
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, SaPair
 from kinkd.exchange.timing import TRANSACTION_SECONDS, Timer
 from kinkd.exchange.verified import VerifiedCommand, seal
 from kinkd.kerberos.port import SessionKey
-from kinkd.model import Host, IPAddress, IpsecProtocol, Slot
+from kinkd.model import Host, IPAddress, IpsecProtocol, Selector, Slot
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
 
@@ -74,6 +74,16 @@ def install_outbound(halves: tuple[Half, ...], core: Core) -> None:
             half.agreement.seeds.wipe()
 
 
+def undone(halves: tuple[Half, ...], peer: Peer, core: Core, now: float) -> None:
+    """Remember, over a restart too, that the CREATE that asked for these is not carried out again.
+
+    Their keys may have been used.
+    """
+    for half in halves:
+        core.emit(ForgetPair(half.pair))
+        peer.remember(half.pair.command, None, now)
+
+
 @dataclass(slots=True, eq=False)
 class HalfOpen:
     """A CREATE that was answered and waits for its ACK."""
@@ -94,6 +104,12 @@ class HalfOpen:
         """By what its ACK finds it."""
         return (self.peer.host.name, self.command.epoch, self.command.xid)
 
+    @property
+    def outbound(self) -> list[tuple[IPAddress, IpsecProtocol, int]]:
+        """The SPIs that the initiator chose."""
+        sas = (sa for half in self.halves for sa in half.pair.outbound)
+        return [(sa.destination, sa.protocol, sa.spi) for sa in sas]
+
 
 class HalfOpens:
     """The owner of all halves that await their ACK."""
@@ -103,6 +119,7 @@ class HalfOpens:
         self._lifecycle = lifecycle
         self._established = established
         self._open: dict[_Name, HalfOpen] = {}
+        self._outbound: dict[tuple[IPAddress, IpsecProtocol, int], HalfOpen] = {}
 
     def add(self, opened: HalfOpen, now: float) -> None:
         """Take up halves whose REPLY is being sent.
@@ -114,6 +131,7 @@ class HalfOpens:
             self.give_up(before, now)
         opened.since = now
         self._open[opened.name] = opened
+        self._outbound.update(dict.fromkeys(opened.outbound, opened))
         self._set_timer(opened, now)
 
     def of_host(self, host: str) -> int:
@@ -121,9 +139,9 @@ class HalfOpens:
         mine = (opened for opened in self._open.values() if opened.peer.host.name == host)
         return sum(len(opened.halves) for opened in mine)
 
-    def in_slot(self, slot: Slot) -> bool:
-        """Whether one is under way for the same: an acquire waits for it."""
-        return bool(self.pairs_in_slot(slot))
+    def awaits(self, slot: Slot, flow: Selector) -> bool:
+        """Whether an SA for this traffic is under way: an acquire waits for it."""
+        return any(pair.selector.covers(flow) for pair in self.pairs_in_slot(slot))
 
     def pairs_in_slot(self, slot: Slot) -> list[SaPair]:
         """What they will be, where they are for the same."""
@@ -132,13 +150,7 @@ class HalfOpens:
 
     def by_outbound(self, remote: IPAddress, protocol: IpsecProtocol, spi: int) -> HalfOpen | None:
         """The CREATE in which the initiator chose this SPI."""
-        for opened in self._open.values():
-            for half in opened.halves:
-                if half.pair.remote == remote and any(
-                    (sa.protocol, sa.spi) == (protocol, spi) for sa in half.pair.outbound
-                ):
-                    return opened
-        return None
+        return self._outbound.get((remote, protocol, spi))
 
     def repeated(self, command: VerifiedCommand, host: Host) -> None:
         """The CREATE came again: what is sent from now on echoes its newest authenticator."""
@@ -160,7 +172,7 @@ class HalfOpens:
             install_outbound(opened.halves, self._core)
         except KernelError as error:
             self._core.kernel_refused(error)
-            opened.peer.remember(opened.command, None, now)
+            undone(opened.halves, opened.peer, self._core, now)
             self._disown(opened, now)
             return
         for half in opened.halves:
@@ -171,7 +183,7 @@ class HalfOpens:
         self._forget(opened)
         for half in opened.halves:
             half.remove_inbound(self._core)
-        opened.peer.remember(opened.command, None, now)
+        undone(opened.halves, opened.peer, self._core, now)
 
     def give_up_all(self, now: float) -> None:
         """The daemon takes leave."""
@@ -188,6 +200,8 @@ class HalfOpens:
 
     def _forget(self, opened: HalfOpen) -> None:
         del self._open[opened.name]
+        for name in opened.outbound:
+            del self._outbound[name]
         if opened.timer is not None:
             opened.timer.cancel()
 

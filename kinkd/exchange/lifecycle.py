@@ -152,7 +152,8 @@ class Lifecycle:
             if any(pair.epoch != peer.epoch or pair.epoch != epoch for pair in pairs):
                 self._probe(peer, path, epoch, then)  # while anything depends on it
 
-        self._initiator.begin(Probing(ended), peer, path, now)
+        # Not to the port that the command came from: KINK is at home at one (RFC 4430 §9).
+        self._initiator.begin(Probing(ended), peer, Path(path.local, path.remote), now)
 
     def epoch_proven(self, peer: Peer, path: Path, epoch: int, asked: float, now: float) -> None:
         """A REPLY to what we sent at ``asked`` has an EPOCH: SAs of any other are void (§3.7).

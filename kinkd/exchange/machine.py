@@ -26,7 +26,7 @@ from kinkd.wire.numbers import KinkErrorCode, MessageType
 _FIRST_TICKET_RETRY = 1.0  # seconds, doubled at each failure of the KDC
 # A delayed command is accepted as long as its authenticator is fresh (RFC 4120 §3.2.3).
 _LATE_SECONDS = 300.0 + TRANSACTION_SECONDS
-_LATE_COMMANDS = 1024
+_LATE_COMMANDS = 128  # of one host
 
 
 class Purpose(Protocol):
@@ -97,6 +97,7 @@ class Initiator:
         self._core = core
         self._by_xid: dict[int, Exchange] = {}
         self._over: dict[int, Exchange] = {}
+        self._late: dict[str, dict[int, Exchange]] = {}  # the same, by host, the oldest first
         self._waiting: dict[Principal, list[Exchange]] = {}
         self._fetches: dict[Principal, Timer] = {}
         self._epoch_proven: EpochProven = lambda *_: None
@@ -278,16 +279,29 @@ class Initiator:
     def _watch(self, exchange: Exchange, now: float) -> None:
         """A command that is still in the network may yet be carried out, a REPLY be repeated."""
         xid = exchange.xid
-        if xid is not None and xid not in self._over and len(self._over) < _LATE_COMMANDS:
-            self._over[xid] = exchange
-            # Of a clock ahead of the peer's, authenticators become fresh as late as that is far.
-            offsets = [each.offset for each in exchange.outstanding]
-            ahead = max(offsets, default=0.0) - exchange.peer.clock_offset
-            end = now + _LATE_SECONDS + max(0.0, ahead)
-            self._core.timers.at(end, lambda _: self._forget(xid))
+        if xid is None or xid in self._over:
+            return
+        name = exchange.peer.host.name
+        mine = self._late.setdefault(name, {})
+        if len(mine) >= _LATE_COMMANDS:
+            self._forget(next(iter(mine.values())))  # the oldest; one host costs another nothing
+            mine = self._late.setdefault(name, {})
+        self._over[xid] = mine[xid] = exchange
+        # Of a clock ahead of the peer's, authenticators become fresh as late as that is far.
+        offsets = [each.offset for each in exchange.outstanding]
+        ahead = max(offsets, default=0.0) - exchange.peer.clock_offset
+        end = now + _LATE_SECONDS + max(0.0, ahead)
+        exchange.timer = self._core.timers.at(end, lambda _: self._forget(exchange))
 
-    def _forget(self, xid: int) -> None:
-        self._over.pop(xid, None)
+    def _forget(self, exchange: Exchange) -> None:
+        name, xid = exchange.peer.host.name, exchange.xid
+        if xid is None or self._over.pop(xid, None) is None:
+            return
+        del self._late[name][xid]
+        if not self._late[name]:
+            del self._late[name]
+        if exchange.timer is not None:
+            exchange.timer.cancel()
 
     def _send(self, exchange: Exchange, now: float) -> None:
         core, ticket = self._core, exchange.ticket
@@ -302,15 +316,15 @@ class Initiator:
                 self._by_xid[exchange.xid] = exchange
             # §9: a new authenticator each time, the same ticket, XID, nonce and SPI.
             authenticator = ticket.authenticate(exchange.peer.clock_offset)
+            proof = kink.ApReq(core.epoch, authenticator.ap_req)
+            kind = exchange.purpose.type
+            datagram = seal(kind, exchange.xid, proof, exchange.inner, ticket.key)
         except (LocalError, KernelError, PeerError) as error:
             exchange.hint = str(error)
             self._step(exchange, Event.REFUSED, now)
             return
         exchange.outstanding.append(authenticator)
         exchange.sent_at.append(now)
-        proof = kink.ApReq(core.epoch, authenticator.ap_req)
-        message_type = exchange.purpose.type
-        datagram = seal(message_type, exchange.xid, proof, exchange.inner, ticket.key)
         attempt = len(exchange.outstanding) - 1
         if attempt:
             core.counters["retransmitted"] += 1

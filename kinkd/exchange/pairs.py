@@ -182,6 +182,10 @@ class PairTable:
         """All pairs that are for the same, the oldest first."""
         return list(self._slots.get(slot, ()))
 
+    def for_the_same(self, pair: SaPair) -> list[SaPair]:
+        """Those of its slot that are for the same traffic, itself among them, the oldest first."""
+        return [each for each in self._slots[pair.slot] if each.selector == pair.selector]
+
     def of_create(self, host: str, command: CommandId) -> list[SaPair]:
         """The pairs that this CREATE of a peer made, as far as they live."""
         return list(self._creates.get((host, command), ()))

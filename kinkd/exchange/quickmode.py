@@ -12,6 +12,7 @@ from kinkd.keying.negotiate import DEFAULT_LIFETIME_SECONDS, Offer, Part, Terms
 from kinkd.model import IpsecProtocol, Lifetime, Mode, Selector, Suite, Transform
 from kinkd.wire import grammar, isakmp, kink
 from kinkd.wire.numbers import (
+    NOTIFY_STATUS_FIRST,
     AttributeClass,
     EncapsulationMode,
     IsakmpPayload,
@@ -216,7 +217,7 @@ def holds_association(payloads: tuple[kink.Payload, ...]) -> bool:
 
 def refuse_error_notification(part: isakmp.Notification) -> None:
     """Raise for a notification of the error range (RFC 4430 §5.5); status types pass."""
-    if part.type < 16384:
+    if part.type < NOTIFY_STATUS_FIRST:
         try:
             name = NotifyType(part.type).name
         except ValueError:
@@ -326,13 +327,14 @@ def deletion_answer(
 
 
 def _deletes(spis: Iterable[tuple[IpsecProtocol, int]]) -> tuple[isakmp.Delete, ...]:
-    """One payload for each protocol (RFC 2408 §3.15)."""
+    """A payload for each protocol, or more where a peer would not read so many SPIs in one."""
     by_protocol: dict[IpsecProtocol, list[bytes]] = {}
     for protocol, spi in spis:
         by_protocol.setdefault(protocol, []).append(spi.to_bytes(4, "big"))
     return tuple(
-        isakmp.Delete(PROTOCOL_IDS[protocol], tuple(named))
+        isakmp.Delete(PROTOCOL_IDS[protocol], tuple(named[start : start + isakmp.MAX_SPIS]))
         for protocol, named in by_protocol.items()
+        for start in range(0, len(named), isakmp.MAX_SPIS)
     )
 
 

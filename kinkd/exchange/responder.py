@@ -97,16 +97,23 @@ class Responder:
                 return repeated
             answer = self._carry_out(request, now)
         except PeerError as error:
-            inner = _error_payloads(error)
-            if not inner:
-                raise
-            self._core.drop(error, path, now)
-            return Answer(inner)
+            return self._refused(error, command.ticket, path, now)
         except KernelError as error:
             self._core.kernel_refused(error)
             return Answer((kink.KinkError(KinkErrorCode.INTERR),))
         peer.remember(request.id, answer, now)
         return answer
+
+    def _refused(self, error: PeerError, ticket: OpenedTicket, path: Path, now: float) -> Answer:
+        """The answer to a command that is refused. Raises PeerError where there is none."""
+        host = self._core.policy.host_by_client(ticket.client)
+        if host is not None:
+            self._core.peer(host).failures.take(now)
+        inner = _error_payloads(error)
+        if not inner:
+            raise error
+        self._core.drop(error, path, now)
+        return Answer(inner)
 
     def _bind(self, ticket: OpenedTicket, path: Path) -> Host:
         """The host that the policy knows by this principal at this address (RFC 4430 §10)."""

@@ -97,13 +97,17 @@ class TokenBucket:
         self._tokens = burst
         self._last: float | None = None
 
-    def take(self, now: float) -> bool:
+    def has(self, now: float) -> bool:
         """Whether it may be done once more, now."""
         if self._last is not None:
             refill = max(0.0, now - self._last) * self._rate
             self._tokens = min(self._burst, self._tokens + refill)
         self._last = now
-        if self._tokens < 1:
+        return self._tokens >= 1
+
+    def take(self, now: float) -> bool:
+        """Whether it may be done once more, now; counted where it may."""
+        if not self.has(now):
             return False
         self._tokens -= 1
         return True

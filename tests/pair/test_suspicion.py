@@ -208,7 +208,7 @@ def test_a_look_at_many_pairs_is_taken_in_slices(monkeypatch: pytest.MonkeyPatch
         )
         for n in range(1000)
     ]
-    world["alice"].endpoint.adopt(many)
+    world["alice"].endpoint.adopt(many, world.now)
     seen: list[SaId] = []
     kernel = world["alice"].kernel
     state = kernel.state

@@ -209,7 +209,7 @@ class World:
             node = self._node(old.host, epoch)
         else:
             node = self._alive(old.host, old.endpoint.epoch, 512, old.kernel)
-            node.endpoint.adopt(old.journal.values())
+            node.endpoint.adopt(old.journal.values(), self.now)
             node.endpoint.recall(old.answered, self.now)
             node.journal, node.answered = dict(old.journal), list(old.answered)
         self.nodes[name] = node

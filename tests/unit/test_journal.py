@@ -170,7 +170,7 @@ def test_a_half_pair_goes_and_with_the_last_sa_the_epoch_changes(tmp_path: Path)
     kernel, journal = MemoryKernel(), journal_of(tmp_path, pair())
     install(kernel, pair(), outbound=False)
     found = recovery.recover(kernel, journal, OWNERSHIP, POLICY)
-    assert (found.pairs, found.removed) == ((), 1)
+    assert (found.pairs, len(found.unclaimed)) == ((), 1)
     assert found.epoch != 500
     assert not kernel.states()
     assert not journal.pairs()
@@ -225,7 +225,10 @@ def test_a_pair_that_the_policy_of_today_would_not_make_is_given_up(
 def test_an_sa_of_our_block_that_nobody_claims_goes(tmp_path: Path) -> None:
     kernel, journal = MemoryKernel(), journal_of(tmp_path)
     install(kernel, pair())
-    assert recovery.recover(kernel, journal, OWNERSHIP, POLICY).removed == 2
+    assert recovery.recover(kernel, journal, OWNERSHIP, POLICY).unclaimed == (
+        *pair().inbound,
+        *pair().outbound,
+    )
     assert not kernel.states()
 
 
