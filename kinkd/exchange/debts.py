@@ -6,7 +6,8 @@ ours ended before its time. Its SPIs are then named in a DELETE: at once where t
 to be reachable; else as soon as a verified message of the peer shows that it is, and after pauses
 of ``FIRST_PAUSE`` seconds, doubled up to ``LONGEST_PAUSE``. So once the network works a half-pair
 dies with the next message between the two daemons, and without one within ``LONGEST_PAUSE`` and
-a round trip; where it never works, at its hard lifetime, beyond which nothing is owed.
+a round trip; where it never works, at its hard lifetime, beyond which nothing is owed. What is
+owed is journalled: a restart does not forgive it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Core, Peer
-from kinkd.exchange.effects import Level, Path
+from kinkd.exchange.effects import ForgetDebt, Level, Path, RecordDebt
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.timing import Timer
 from kinkd.exchange.verified import VerifiedReply
@@ -78,16 +79,24 @@ class Debts:
     def _owe(self, peer: Peer, path: Path, spis: InboundSpis, until: float) -> _Debt:
         of_host = self._debts.setdefault(peer.host.name, {})
         debt = of_host.setdefault((path.local, path.remote), _Debt(peer, path))
-        debt.until.update(dict.fromkeys(spis, until))
-        while len(debt.until) > OWED_SPIS:
-            del debt.until[next(iter(debt.until))]
+        for spi in spis:
+            if spi not in debt.until:
+                end = self._core.posix(until)
+                self._core.emit(RecordDebt(peer.host.name, debt.path, *spi, end))
+            debt.until[spi] = until
+        self._end(debt, list(debt.until)[:-OWED_SPIS])
         return debt
+
+    def _end(self, debt: _Debt, spis: Iterable[tuple[IpsecProtocol, int]]) -> None:
+        for spi in spis:
+            if debt.until.pop(spi, None) is not None:
+                self._core.emit(ForgetDebt(debt.path, *spi))
 
     def _remind(self, debt: _Debt, now: float) -> None:
         if debt.timer is not None:
             debt.timer.cancel()
             debt.timer = None
-        debt.until = {spi: end for spi, end in debt.until.items() if end > now}
+        self._end(debt, [spi for spi, end in debt.until.items() if end <= now])
         if not debt.until:
             self._forget(debt)
             return
@@ -107,8 +116,7 @@ class Debts:
 
     def paid(self, debt: _Debt, spis: InboundSpis, now: float) -> None:
         """The peer deleted SAs, or does not have them."""
-        for spi in spis:
-            debt.until.pop(spi, None)
+        self._end(debt, spis)
         debt.under_way, debt.pause, debt.not_before = False, FIRST_PAUSE, 0.0
         self._core.counters["delete.initiated"] += len(spis)
         host = debt.peer.host.name

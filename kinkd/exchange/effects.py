@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass, field
 
 from kinkd.exchange.pairs import SaPair
-from kinkd.model import IPAddress, Principal
+from kinkd.model import IPAddress, IpsecProtocol, Principal
 from kinkd.wire.numbers import KINK_PORT
 
 
@@ -50,6 +50,29 @@ class ForgetPair:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordDebt:
+    """Make durable that a peer is still to delete what it may have made for an SPI of ours.
+
+    It may have it until ``until``, POSIX seconds; after that nothing is owed.
+    """
+
+    host: str
+    path: Path
+    protocol: IpsecProtocol
+    spi: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDebt:
+    """The peer has deleted it, or it has come to its end."""
+
+    path: Path
+    protocol: IpsecProtocol
+    spi: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveXids:
     """Make durable that XIDs below this bound may have been used under the present EPOCH."""
 
@@ -74,4 +97,6 @@ class Report:
     fields: dict[str, object]
 
 
-Command = Send | FetchTicket | RecordPair | ForgetPair | ReserveXids | Report
+Command = (
+    Send | FetchTicket | RecordPair | ForgetPair | RecordDebt | ForgetDebt | ReserveXids | Report
+)

@@ -14,7 +14,7 @@ from kinkd.errors import KernelError, LocalError, PeerError
 from kinkd.exchange.core import Core, Start
 from kinkd.exchange.creating import Creating, Variant
 from kinkd.exchange.crossing import Crossings
-from kinkd.exchange.effects import Command, Level, Path
+from kinkd.exchange.effects import Command, Level, Path, RecordDebt
 from kinkd.exchange.granting import Granting
 from kinkd.exchange.lifecycle import Lifecycle, by_path
 from kinkd.exchange.machine import Exchange, Initiator
@@ -118,6 +118,15 @@ class Endpoint:
             host = self._core.policy.host_by_name(name)
             if host is not None:
                 self._core.peer(host).remember(command, None, now)
+
+    def recall_debts(self, debts: Iterable[RecordDebt], now: float) -> None:
+        """Take up what peers owed to an earlier life (RFC 4430 §3.3)."""
+        for debt in debts:
+            host = self._core.policy.host_by_name(debt.host)
+            if host is not None:
+                spis = ((debt.protocol, debt.spi),)
+                left = debt.until - self._core.posix(now)
+                self._lifecycle.disown(self._core.peer(host), debt.path, spis, now, seconds=left)
 
     def disown(self, pairs: Iterable[SaPair], now: float) -> None:
         """Tell peers of pairs that did not survive on our side (RFC 4430 §3.3)."""

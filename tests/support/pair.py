@@ -13,8 +13,10 @@ from kinkd.exchange import quickmode
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import (
     FetchTicket,
+    ForgetDebt,
     ForgetPair,
     Path,
+    RecordDebt,
     RecordPair,
     Report,
     ReserveXids,
@@ -99,6 +101,7 @@ class Node:
     journal: dict[SaId, SaPair] = field(default_factory=dict)
     answered: list[tuple[str, CommandId]] = field(default_factory=list)
     xids: int = 0
+    debts: dict[tuple[Path, int], RecordDebt] = field(default_factory=dict)
     kdc_up: bool = True
 
     @property
@@ -263,6 +266,10 @@ class World:
                 node.journal.pop(pair.inbound[0], None)
                 if pair.role is Role.RESPONDER:
                     node.answered.append((pair.host, pair.command))
+            case RecordDebt(path=path, spi=spi):
+                node.debts[path, spi] = command
+            case ForgetDebt(path=path, spi=spi):
+                del node.debts[path, spi]
             case ReserveXids(below):
                 node.xids = below
             case Report():
@@ -408,6 +415,7 @@ class LivingWorld(World):
             lost = [pair for pair in pairs if pair.role is Role.RESPONDER]
             node.answered += [(pair.host, pair.command) for pair in lost]
         node.endpoint.recall(node.answered, self.now)
+        node.endpoint.recall_debts(old.debts.values(), self.now)
         node.endpoint.disown(() if survived else pairs, self.now)
         self._remove_unclaimed(node)
         self.settle()
