@@ -13,7 +13,7 @@ from kinkd.exchange.effects import Level, RecordPair
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
-from kinkd.exchange.pairs import Role, SaPair, Spis
+from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kerberos.port import Ticket
 from kinkd.kernel.port import SaId
@@ -275,28 +275,15 @@ class Creating:
     ) -> SaPair:
         if exchange.ticket is None or exchange.xid is None:
             raise LocalError("a CREATE was completed before it was sent")
-        protection = self.protection
-        return SaPair(
-            host=exchange.peer.host.name,
-            principal=str(exchange.peer.host.service),
-            local=protection.local,
-            remote=protection.remote,
-            sas=tuple(
-                Spis(sa.protocol, sa.spi, answered.part(sa.protocol).spi) for sa in self._inbound
-            ),
-            mode=protection.mode,
-            udp=protection.udp,
-            selector=agreement.selector,
-            reqid=protection.reqid,
-            suite=agreement.suite.name,
+        return installing.pair_of(
+            self.core,
+            agreement,
+            self._inbound,
+            answered,
+            CommandId(reply.epoch, exchange.xid, 0),
             role=Role.INITIATOR,
-            lifetime=agreement.terms.lifetime,
-            created=int(self.core.posix(exchange.started)),
-            epoch=reply.epoch,
-            xid=exchange.xid,
-            fingerprint=0,
-            etype=exchange.ticket.key.etype,
-            lowest_nonce=agreement.seeds.lowest,
+            principal=exchange.peer.host.service,
+            created=exchange.started,
         )
 
     def _report(self, exchange: Exchange, pair: SaPair, now: float) -> None:

@@ -16,7 +16,7 @@ from kinkd.exchange.effects import Level, Path, RecordPair
 from kinkd.exchange.halfopen import Established, Half, HalfOpen, HalfOpens, install_outbound, undone
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
-from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
+from kinkd.exchange.pairs import CommandId, Role, SaPair
 from kinkd.exchange.quickmode import Creation
 from kinkd.exchange.verified import VerifiedCommand
 from kinkd.keying import dh
@@ -221,36 +221,25 @@ class Granting:
         return tuple(halves), tuple(inner)
 
     def _half(self, grant: _Grant, seeds: Seeds, request: Request, now: float) -> Half:
-        core, command, protection = self._core, request.command, grant.protection
+        core, ticket, protection = self._core, request.command.ticket, grant.protection
         choice = grant.choice
         inbound = installing.reserve(
             core, protection.remote, protection.local, protection.reqid, choice.suite.protocols
         )
-        pair = SaPair(
-            host=protection.peer.name,
-            principal=str(command.ticket.client),
-            local=protection.local,
-            remote=protection.remote,
-            sas=tuple(
-                Spis(sa.protocol, sa.spi, choice.offer.part(sa.protocol).spi) for sa in inbound
-            ),
-            mode=protection.mode,
-            udp=protection.udp,
-            selector=grant.selector,
-            reqid=protection.reqid,
-            suite=choice.suite.name,
-            role=Role.RESPONDER,
-            lifetime=choice.terms.lifetime,
-            created=int(core.posix(now)),
-            epoch=command.epoch,
-            xid=command.xid,
-            fingerprint=request.id.fingerprint,
-            etype=command.ticket.key.etype,
-            lowest_nonce=seeds.lowest,
+        agreement = Agreement(
+            protection, grant.selector, choice.suite, choice.terms, ticket.key, seeds
         )
-        terms = choice.terms
-        key = command.ticket.key
-        return Half(pair, Agreement(protection, grant.selector, choice.suite, terms, key, seeds))
+        pair = installing.pair_of(
+            core,
+            agreement,
+            inbound,
+            choice.offer,
+            request.id,
+            role=Role.RESPONDER,
+            principal=ticket.client,
+            created=now,
+        )
+        return Half(pair, agreement)
 
     def _reply(
         self,

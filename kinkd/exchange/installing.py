@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kinkd.exchange.core import Core
+from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.exchange.quickmode import PROTOCOL_IDS
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kerberos.port import SessionKey
 from kinkd.kernel.port import Kernel, Sa, SaId, SaLimits
 from kinkd.keying import keymat
-from kinkd.keying.negotiate import Terms
+from kinkd.keying.negotiate import Offer, Terms
 from kinkd.model import (
     IPAddress,
     IpsecProtocol,
     Lifetime,
     Mode,
+    Principal,
     Protection,
     Secret,
     Selector,
@@ -104,6 +106,41 @@ class Agreement:
                 )
             )
         return made
+
+
+def pair_of(
+    core: Core,
+    agreement: Agreement,
+    inbound: Sequence[SaId],
+    answered: Offer,
+    command: CommandId,
+    *,
+    role: Role,
+    principal: Principal,
+    created: float,
+) -> SaPair:
+    """What is remembered of the SAs of an agreement: ours, and those that ``answered`` names."""
+    protection = agreement.protection
+    return SaPair(
+        host=protection.peer.name,
+        principal=str(principal),
+        local=protection.local,
+        remote=protection.remote,
+        sas=tuple(Spis(sa.protocol, sa.spi, answered.part(sa.protocol).spi) for sa in inbound),
+        mode=protection.mode,
+        udp=protection.udp,
+        selector=agreement.selector,
+        reqid=protection.reqid,
+        suite=agreement.suite.name,
+        role=role,
+        lifetime=agreement.terms.lifetime,
+        created=int(core.posix(created)),
+        epoch=command.epoch,
+        xid=command.xid,
+        fingerprint=command.fingerprint,
+        etype=agreement.key.etype,
+        lowest_nonce=agreement.seeds.lowest,
+    )
 
 
 def _hand_over(sas: list[Sa], put: Callable[[list[Sa]], None]) -> None:
