@@ -74,8 +74,7 @@ class Exchange:
     sent_at: list[float] = field(default_factory=list)
     timer: Timer | None = None
     answered: bool = False  # a REPLY has verified, whatever it says
-    accepted: tuple[kink.Payload, ...] = field(default=(), repr=False)  # the one we acknowledged
-    late: bool = False  # a REPLY came after it had failed
+    replied: tuple[kink.Payload, ...] | None = field(default=None, repr=False)  # the latest REPLY
     hint: str = ""  # an unproven reason why nothing comes back
     refusal: PeerError | None = None  # what the peer has proven to say instead of yes
     remedied: set[int] = field(default_factory=set)  # KRB-ERRORs; each has it begun again once
@@ -164,7 +163,7 @@ class Initiator:
             self._acknowledge(exchange, xid, exchange.ticket)
         self._step(exchange, event, now)
         if reply.ack_request and event is not Event.REMEDIED:
-            exchange.accepted = reply.inner
+            exchange.replied = reply.inner
             self._watch(exchange, now)  # §9: until the responder can no longer repeat the REPLY
         self._epoch_proven(exchange.peer, exchange.path, reply.epoch, asked, now)
 
@@ -191,12 +190,8 @@ class Initiator:
     ) -> None:
         if reply.ack_request:  # the ACK before may have been lost, RFC 4430 §9
             self._acknowledge(exchange, xid, ticket)
-        if exchange.state is State.DONE:
-            unknown = reply.inner != exchange.accepted
-        else:
-            unknown = not exchange.late
-            exchange.late = True
-        if unknown:
+        if reply.inner != exchange.replied:
+            exchange.replied = reply.inner
             self._core.counters["late-reply"] += 1
             exchange.purpose.late(exchange, reply, now)
 

@@ -48,7 +48,8 @@ from kinkd.model import (
 from kinkd.policy import model as policy_model
 from kinkd.policy import resolve
 from kinkd.policy.match import HostPolicy
-from kinkd.wire import isakmp
+from kinkd.wire import isakmp, kink
+from kinkd.wire.numbers import MessageType
 
 REALM = "EXAMPLE.TEST"
 POSIX = 1_800_000_000.0  # what POSIX time is when the pair's clock stands at 0
@@ -417,8 +418,23 @@ class LivingWorld(World):
         node.endpoint.recall(node.answered, self.now)
         node.endpoint.recall_debts(old.debts.values(), self.now)
         node.endpoint.disown(() if survived else pairs, self.now)
+        self._lose_acks(me)
         self._remove_unclaimed(node)
         self.settle()
+
+    def _lose_acks(self, sender: Host) -> None:
+        """What a life before has sent by way of ACKs does not arrive.
+
+        An ACK does not say which REPLY it is for (RFC 4430 §6.2). One that outlives a restart of
+        both ends can meet a half that the other's new life made of a repeated CREATE, of which
+        nobody else knows: it lasts to its hard lifetime, and the next pair is used instead.
+        """
+        self.wire = deque(
+            send
+            for send in self.wire
+            if send.path.local not in sender.addresses
+            or kink.header(send.datagram).type != MessageType.ACK
+        )
 
     def _remove_unclaimed(self, node: Node) -> None:
         claimed = {sa for p in node.journal.values() for sa in (*p.inbound, *p.outbound)}
