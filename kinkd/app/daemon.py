@@ -23,7 +23,9 @@ from kinkd.errors import LocalError, TicketUnavailable
 from kinkd.exchange.effects import (
     Command,
     FetchTicket,
+    ForgetDebt,
     ForgetPair,
+    RecordDebt,
     RecordPair,
     Report,
     ReserveXids,
@@ -150,7 +152,7 @@ class Daemon:
                         self._tickets.fetch(server)
                 case Report():
                     self._report(command)
-                case RecordPair() | ForgetPair() | ReserveXids():
+                case RecordPair() | ForgetPair() | RecordDebt() | ForgetDebt() | ReserveXids():
                     self._unwritten.append(command)
                     self._write_journal()
         self._set_timer()
@@ -173,6 +175,10 @@ class Daemon:
                         self._journal.record(pair)
                     case ForgetPair(pair):
                         self._journal.forget(pair)
+                    case RecordDebt() as debt:
+                        self._journal.owe(debt)
+                    case ForgetDebt() as debt:
+                        self._journal.paid(debt)
                     case ReserveXids(below):
                         recovery.reserve_xids(self._journal, below)
                 del self._unwritten[0]

@@ -10,9 +10,10 @@ import contextlib
 import os
 import sqlite3
 from ipaddress import ip_address, ip_network
-from pathlib import Path
+from pathlib import Path as FilePath
 
 from kinkd.errors import LocalError
+from kinkd.exchange.effects import ForgetDebt, Path, RecordDebt
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.model import IpsecProtocol, Lifetime, Mode, PortMatch, Selector
 
@@ -41,6 +42,15 @@ CREATE TABLE pair (
     etype INTEGER NOT NULL,
     PRIMARY KEY (local, sas)
 ) STRICT;
+CREATE TABLE debt (
+    local TEXT NOT NULL,
+    protocol INTEGER NOT NULL,
+    spi INTEGER NOT NULL,
+    remote TEXT NOT NULL,
+    host TEXT NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (local, remote, protocol, spi)
+) STRICT;
 CREATE TABLE answered (
     host TEXT NOT NULL,
     epoch INTEGER NOT NULL,
@@ -59,7 +69,7 @@ _COLUMNS = (
 class Journal:
     """The journal of one daemon. Every method raises ``LocalError`` where it cannot be used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: FilePath) -> None:
         self._path = path
         try:
             # Created before SQLite opens it, so that it never exists with a wider mode.
@@ -129,6 +139,44 @@ class Journal:
             str(pair.local),
             _write_spis(pair.sas),
         )
+
+    def owe(self, debt: RecordDebt) -> None:
+        """Remember what a peer is still to delete. No keys are of it, only an SPI of ours."""
+        self._execute(
+            "INSERT OR REPLACE INTO debt (local, protocol, spi, remote, host, until) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            str(debt.path.local),
+            int(debt.protocol),
+            debt.spi,
+            str(debt.path.remote),
+            debt.host,
+            int(debt.until),
+        )
+
+    def paid(self, debt: ForgetDebt) -> None:
+        """The peer has deleted it."""
+        self._execute(
+            "DELETE FROM debt WHERE local = ? AND remote = ? AND protocol = ? AND spi = ?",
+            str(debt.path.local),
+            str(debt.path.remote),
+            int(debt.protocol),
+            debt.spi,
+        )
+
+    def debts(self) -> list[RecordDebt]:
+        """What peers are still to delete, as far as they can still have it."""
+        self._execute("DELETE FROM debt WHERE until <= unixepoch()")
+        rows = self._execute("SELECT host, local, remote, protocol, spi, until FROM debt")
+        return [
+            RecordDebt(
+                host,
+                Path(ip_address(local), ip_address(remote)),
+                IpsecProtocol(protocol),
+                spi,
+                float(until),
+            )
+            for host, local, remote, protocol, spi, until in rows
+        ]
 
     def answered(self) -> list[tuple[str, CommandId]]:
         """The CREATEs, by host, whose pairs were forgotten lately."""

@@ -64,8 +64,8 @@ def recover(
     for sa in unclaimed:
         kernel.remove(sa)
     epoch, first_xid = _epoch(journal, survived=bool(adopted))
-    # A new EPOCH tells every peer at once; under the old one each SA is deleted by its SPI.
-    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost if adopted else ()), unclaimed)
+    # Each is named to its peer. Under a new EPOCH that tells of it, too, before any traffic does.
+    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost), unclaimed)
 
 
 def _is_wanted(pair: SaPair, policy: HostPolicy) -> bool:

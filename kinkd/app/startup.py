@@ -90,9 +90,9 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     endpoint.set_posix(time.time() - now)
     endpoint.adopt(recovered.pairs, now)
     endpoint.recall(journal.answered(), now)
+    endpoint.recall_debts(journal.debts(), now)
     endpoint.disown(recovered.lost, now)
-    if recovered.pairs:  # else a new EPOCH says it all
-        endpoint.disown_unclaimed(recovered.unclaimed, now)
+    endpoint.disown_unclaimed(recovered.unclaimed, now)
     log(
         logging.INFO,
         "recovered",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+import time
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
@@ -17,6 +18,8 @@ from kinkd.app.journal import Journal
 from kinkd.app.recovery import Ownership
 from kinkd.errors import LocalError
 from kinkd.exchange import installing
+from kinkd.exchange.effects import ForgetDebt, RecordDebt
+from kinkd.exchange.effects import Path as Ends
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.pairs import Role, SaPair, Spis
 from kinkd.kerberos import etypes
@@ -283,3 +286,20 @@ def test_a_foreign_policy_beside_ours_is_never_touched() -> None:
     recovery.install_policies(kernel, policy, OWNERSHIP)
     recovery.remove_everything(kernel, OWNERSHIP)
     assert kernel.policies() == [foreign]
+
+
+def test_what_peers_still_owe_outlives_the_process_until_it_is_paid_or_void(
+    tmp_path: Path,
+) -> None:
+    journal = journal_of(tmp_path)
+    path = Ends(ALICE.addresses[0], BOB.addresses[0])
+    late = float(int(time.time()) + 1000)
+    owed = [RecordDebt("bob", path, protocol, 0x1000, late) for protocol in IpsecProtocol]
+    for each in (*owed, RecordDebt("bob", path, IpsecProtocol.ESP, 0x2000, late - 2000)):
+        journal.owe(each)
+    journal.owe(owed[0])  # once more, and no more of it
+    journal.close()
+    again = journal_of(tmp_path)
+    assert sorted(again.debts(), key=lambda each: each.protocol) == owed
+    again.paid(ForgetDebt(path, owed[0].protocol, 0x1000))
+    assert again.debts() == owed[1:]
