@@ -113,6 +113,7 @@ def test_what_a_responder_may_say_keys(
         (FAST, [SECOND, NR], False, "a choice that needs an ACK"),
         (FAST, [OPTIMISTIC, NR], False, "a choice that needs an ACK"),
         (KE, [WITH_KE, NR, PUBLIC], False, "a choice that needs an ACK"),
+        (KE, [WITH_KE, PUBLIC], False, "a choice that needs an ACK"),
         (KE, [WITH_KE, NR], True, "a KE payload on one side only"),
         (FAST, [OPTIMISTIC, NR, PUBLIC], True, "a KE payload on one side only"),
     ],
