@@ -183,6 +183,23 @@ def test_any_range_is_that_prefix_or_refused_by_name(first, last):
         assert size.bit_count() != 1 or first % size
 
 
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ("10.0.0.2", "10.0.0.5"),  # four addresses that are no prefix
+        ("10.0.0.1", "10.0.0.2"),
+        ("10.0.128.0", "10.1.127.255"),
+        ("10.0.0.0", "10.0.0.2"),  # a beginning that would do, and three addresses
+        ("10.0.0.4", "10.0.0.9"),
+    ],
+)
+def test_a_range_must_begin_where_a_prefix_of_its_size_does(first, last):
+    data = ip_address(first).packed + ip_address(last).packed
+    with pytest.raises(PeerError, match="range-is-no-prefix") as raised:
+        alone(IdType.IPV4_ADDR_RANGE, data)
+    assert raised.value.notify == NotifyType.NO_PROPOSAL_CHOSEN
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_any_mask_is_a_prefix_or_malformed(address, mask):
     holes = "01" in f"{mask:032b}"

@@ -175,6 +175,36 @@ def test_a_bundle_is_taken_whole_in_whatever_order_its_protocols_stand() -> None
             check_answer([asked], Offer(1, (half,)))
 
 
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    "other",
+    [
+        Terms(Mode.TUNNEL, HOUR),
+        Terms(None, HOUR),
+        Terms(Mode.TRANSPORT, HOUR, udp=True),
+        Terms(Mode.TRANSPORT, HOUR, group=19),
+        Terms(Mode.TRANSPORT, HOUR, esn=True),
+    ],
+)
+def test_a_bundle_whose_parts_disagree_is_not_taken(other: Terms, index: int) -> None:
+    """Whichever of its parts says what policy demands."""
+    halved = changed(offer(BUNDLE), index, terms=other)
+    either = replace(PLAIN, groups=(None, 19), esn=(False, True))
+    for demands in (PLAIN, either):
+        with pytest.raises(PeerError, match="no-proposal-chosen"):
+            choose([halved], [BUNDLE], demands)
+
+
+@pytest.mark.rfc("4430-3.2-1")
+@pytest.mark.parametrize("suite", [GCM, BUNDLE])
+def test_an_answer_has_no_part_that_was_not_asked_for(suite: Suite) -> None:
+    asked = offer(suite)
+    for part in offer(BUNDLE).parts:
+        with pytest.raises(PeerError, match="other-proposal-chosen"):
+            check_answer([asked], Offer(1, (*asked.parts, part)))
+    assert check_answer([asked], asked)[0] == 0
+
+
 def test_the_shortest_lifetime_of_a_bundle_holds_for_all_of_it() -> None:
     asked = changed(offer(BUNDLE), 1, terms=Terms(Mode.TRANSPORT, Lifetime(60)))
     assert choose([asked], [BUNDLE], PLAIN).terms.lifetime == Lifetime(60)

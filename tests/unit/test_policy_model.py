@@ -11,6 +11,7 @@ from kinkd.errors import DocumentError
 from kinkd.keying.algorithms import GROUP_NUMBERS, SUITES
 from kinkd.model import Action, Mode, Principal
 from kinkd.policy.model import RealmPolicy, protocol_words, read
+from kinkd.policy.resolve import Options, resolve
 
 HEAD = 'schema = 1\nversion = 7\nrealm = "EXAMPLE.TEST"\n'
 HOSTS = """
@@ -43,6 +44,33 @@ def test_hosts_have_principals_with_the_realm_as_default() -> None:
     assert (hosts["alice"].service, hosts["alice"].client) == (alice, alice)
     assert hosts["bob"].service == Principal(("kink", "bob.example.test"), "EXAMPLE.TEST")
     assert hosts["bob"].client == Principal(("BOB$",), "AD.TEST")
+
+
+@pytest.mark.rfc("4430-4.2.1-2")
+@pytest.mark.parametrize(
+    "name",
+    ['service = "kink/Dora.example.test"', 'service = "kink/DORA.EXAMPLE.TEST"', 'fqdn = "D.test"'],
+)
+def test_the_domain_name_of_a_service_is_in_lower_case(name: str) -> None:
+    dora = f'[hosts.dora]\n{name}\naddresses = ["192.0.2.9"]\n'
+    policy(HOSTS + dora.replace(name, name.lower()))
+    with pytest.raises(DocumentError, match="domain name"):
+        policy(HOSTS + dora)
+
+
+@pytest.mark.rfc("4430-4.2.1-2")
+def test_principals_are_told_apart_by_case() -> None:
+    applied = resolve(policy(HOSTS + rule("r", '"all"', '"all"')), "alice", Options())
+    bob = applied.host_by_client(Principal(("BOB$",), "AD.TEST"))
+    assert bob is not None
+    assert bob.name == "bob"
+    for components, realm in (
+        (("bob$",), "AD.TEST"),
+        (("BOB$",), "ad.test"),
+        (("kink", "Carol.example.test"), "EXAMPLE.TEST"),
+        (("KINK", "carol.example.test"), "EXAMPLE.TEST"),
+    ):
+        assert applied.host_by_client(Principal(components, realm)) is None
 
 
 def test_the_default_profile_is_there_without_being_written() -> None:
@@ -262,7 +290,6 @@ CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
         ("[unknown]\n", "unknown: unknown key"),
     ],
 )
-@pytest.mark.rfc("4430-4.2.1-2")
 def test_what_cannot_be_meant_is_refused_in_one_line_with_its_place(
     text: str, message: str
 ) -> None:

@@ -65,7 +65,7 @@ def test_octets_behind_the_length_are_ignored():
     assert kink.decode(whole + b"garbage") == kink.decode(whole)
 
 
-@pytest.mark.rfc("4430-4-2")
+@pytest.mark.rfc("4430-4-2", "4430-4-3")
 @pytest.mark.rfc("4430-4-9")
 @pytest.mark.rfc("4430-4.2-3")
 @pytest.mark.parametrize(("offset", "value"), [(1, 0x1F), (13, 0x7F), (17, 0xFF), (27, 0xEE)])
@@ -76,7 +76,8 @@ def test_reserved_bits_and_padding_are_ignored_but_signed(offset, value):
     assert received.signed == octets
 
 
-def test_the_ackreq_bit_goes_both_ways():
+@pytest.mark.rfc("4430-4-1")
+def test_the_ackreq_bit_goes_both_ways_and_no_other_is_set():
     message = kink.Message(MessageType.REPLY, 1, (kink.ApRep(1, b"x"),), ack_request=True)
     octets = kink.encode(message)
     assert octets[13] == 0x80
