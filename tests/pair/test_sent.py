@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -17,7 +17,7 @@ from kinkd.keying.algorithms import SUITES
 from kinkd.model import IpsecProtocol, Lifetime
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import IsakmpPayload, MessageType
-from tests.support.pair import ALICE, BOB, CAROL, World, offer
+from tests.support.pair import ALICE, BOB, CAROL, FAST, World, offer
 
 COMMANDS = (MessageType.CREATE, MessageType.DELETE, MessageType.STATUS)
 PROOFS = (kink.ApReq, kink.ApRep)
@@ -130,8 +130,36 @@ def test_there_is_something_of_every_kind(sent: list[Sent]) -> None:
 
 
 @pytest.mark.rfc("4430-4-8")
-def test_no_command_has_the_ackreq_flag(sent: list[Sent]) -> None:
-    assert not [each for each in sent if each.message.ack_request and each.message.type in COMMANDS]
+def test_nothing_but_a_reply_has_the_ackreq_flag(sent: list[Sent]) -> None:
+    world = World(profile=replace(FAST, groups=(19,)))  # in three messages
+    world.acquire("alice", "bob")
+    world.run()
+    three = [kink.decode(send.datagram).message for send in world.sent]
+    assert [each.type for each in three if each.ack_request] == [MessageType.REPLY]
+    assert [each.type for each in three if not each.ack_request] == [
+        MessageType.CREATE,
+        MessageType.ACK,
+    ]
+    assert {each.message.type for each in sent} >= {*COMMANDS}
+    assert not [each for each in sent if each.message.ack_request]
+
+
+@pytest.mark.rfc("4430-4-6")
+def test_commands_that_are_outstanding_have_xids_of_their_own() -> None:
+    """Even those to different hosts: a REPLY is told apart by its XID alone."""
+    world = World((ALICE, BOB, CAROL))
+    for peer in (BOB, CAROL):
+        world.initiate("alice", peer.name)
+    world.run()
+    world.sent.clear()
+    for peer in (BOB, CAROL):
+        world.initiate("alice", peer.name)
+        world["alice"].endpoint.terminate(peer, world.now, lambda _: None)
+        world.settle()
+    outstanding = {send.datagram: kink.header(send.datagram) for send in world.sent}
+    assert {head.type for head in outstanding.values()} == {MessageType.CREATE, MessageType.DELETE}
+    assert len({head.xid for head in outstanding.values()}) == len(outstanding) == 4
+    assert world["alice"].endpoint.commands_under_way == 4
 
 
 @pytest.mark.rfc("4430-4-11", "4430-4-12", "4430-4.2.7-2", "4430-4-10")
