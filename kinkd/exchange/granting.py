@@ -137,17 +137,11 @@ class Granting:
         selector = (
             Selector.between(path.local, path.remote) if traffic is None else traffic.reversed()
         )
-        covering = [
-            protection
-            for protection in self._core.policy.between(path.local, path.remote)
-            if protection.peer.name == request.peer.host.name
-            and protection.selector.covers(selector)
-        ]
-        for protection in covering:
-            if protection.selector == selector:
+        for protection in self._core.policy.between(path.local, path.remote):  # the narrowest first
+            if protection.peer.name == request.peer.host.name and protection.selector.covers(
+                selector
+            ):
                 return protection, selector
-        if covering:
-            return covering[0], selector
         raise PeerError(
             "no-policy",
             f"no rule protects {selector.source} to {selector.destination} with {path.remote}",
