@@ -28,7 +28,8 @@ class Terms:
 
     def within(self, lifetime: Lifetime) -> Terms:
         """The same, for no longer than ``lifetime``."""
-        return replace(self, lifetime=shorter(self.lifetime, lifetime))
+        bound = shorter(self.lifetime, lifetime)
+        return self if bound == self.lifetime else replace(self, lifetime=bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,11 @@ class Offer:
         """Whether this is ``suite`` as the policy demands it."""
         if len(self.parts) != len(suite.transforms):
             return False
+        if not all(any(p.is_for(t) for p in self.parts) for t in suite.transforms):
+            return False
         terms = self.terms
-        same = all(replace(p.terms, lifetime=terms.lifetime) == terms for p in self.parts)
-        return (
-            same
-            and demands.allow(terms)
-            and all(any(p.is_for(t) for p in self.parts) for t in suite.transforms)
-        )
+        same = all(replace(p.terms, lifetime=terms.lifetime) == terms for p in self.parts[1:])
+        return same and demands.allow(terms)
 
 
 @dataclass(frozen=True, slots=True)
