@@ -126,20 +126,21 @@ def answer(
 ) -> tuple[isakmp.Proposal, ...]:
     """The proposals of a REPLY: the chosen ones under their own numbers, in their own order,
     with our SPIs (RFC 2409 §5.5) and ``terms``, of which only the lifetime may differ."""
-    made = propose(offer.proposal, suite, terms, spis)
-    by_protocol = {proposal.protocol_id: proposal for proposal in made}
+    ours = {t.protocol: (t, spi) for t, spi in zip(suite.transforms, spis, strict=True)}
     answers: list[isakmp.Proposal] = []
     for part in offer.parts:
         if part.protocol is None:
             continue
-        own = by_protocol[PROTOCOL_IDS[part.protocol]]
+        transform, spi = ours[part.protocol]
         lifetime = terms.lifetime
         if part.terms.lifetime.kilobytes is None:  # what was not offered is not answered
             lifetime = Lifetime(lifetime.seconds)
         said = part.terms.within(lifetime)
-        transform = next(t for t in suite.transforms if t.protocol is part.protocol)
         chosen = isakmp.Transform(part.transform, part.transform_id, _attributes(transform, said))
-        answers.append(isakmp.Proposal(own.number, own.protocol_id, own.spi, (chosen,)))
+        protocol_id = PROTOCOL_IDS[part.protocol]
+        answers.append(
+            isakmp.Proposal(offer.proposal, protocol_id, spi.to_bytes(4, "big"), (chosen,))
+        )
     return tuple(answers)
 
 
