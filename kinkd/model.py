@@ -112,6 +112,14 @@ class Action(enum.Enum):
     CLEAR = "clear"
 
 
+class UserToUser(enum.Enum):
+    """Whether a host is keyed by a session key of its own TGT (RFC 4430 §3.1)."""
+
+    NEVER = "never"  # it gives no TGT out
+    ALLOWED = "allowed"  # where a service ticket does not do
+    ALWAYS = "always"  # it has no long-term key: a person, a machine without a keytab
+
+
 @dataclass(frozen=True, slots=True)
 class Lifetime:
     """How long an SA may serve; ``kilobytes`` None: no limit by volume (RFC 2407 §4.5)."""
@@ -169,6 +177,7 @@ class Profile:
     ``groups`` of the KE payload, the preferred one first (RFC 2409 §6 and its registry); None
     among them: without KE. ``esn``: which sequence numbers may be, the preferred ones first;
     True are those of 64 bits (RFC 4303 §2.2.1, RFC 4304). All suites have the same protocols.
+    ``ticket_grace``: seconds by which an SA may outlive the ticket that it was made with.
     """
 
     name: str
@@ -176,6 +185,7 @@ class Profile:
     lifetime: Lifetime
     groups: tuple[int | None, ...] = (None,)
     esn: tuple[bool, ...] = (False,)
+    ticket_grace: int = 600
 
     @property
     def protocols(self) -> tuple[IpsecProtocol, ...]:
@@ -187,7 +197,8 @@ class Profile:
 class Host:
     """A host of the realm: what it is asked for as, what it authenticates as, where it lives.
 
-    ``networks`` lie behind it: as a security gateway it speaks for them in tunnel mode.
+    ``networks`` lie behind it: as a security gateway it speaks for them in tunnel mode. Of one that
+    is ``user_to_user`` always, service and client are the same.
     """
 
     name: str
@@ -195,6 +206,7 @@ class Host:
     client: Principal
     addresses: tuple[IPAddress, ...]
     networks: tuple[IPNetwork, ...] = ()
+    user_to_user: UserToUser = UserToUser.NEVER
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from kinkd.app import addresses
 from kinkd.app import config as configuration
 from kinkd.app.config import Config
 from kinkd.errors import KinkdError, LocalError
-from kinkd.kerberos import keytab
+from kinkd.kerberos import etypes, keytab
+from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.keying import dh
 from kinkd.model import (
     Action,
@@ -22,6 +23,7 @@ from kinkd.model import (
     Profile,
     Protection,
     SpdEntry,
+    UserToUser,
 )
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
@@ -32,6 +34,13 @@ SYSCTLS = Path("/proc/sys")
 GOOD = 0
 BAD = 2
 
+_ETYPES = {
+    17: "aes128-cts-hmac-sha1-96",
+    18: "aes256-cts-hmac-sha1-96",
+    19: "aes128-cts-hmac-sha256-128",
+    20: "aes256-cts-hmac-sha384-192",
+    23: "RC4, of the keytab alone: no session key",
+}
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _PROTOCOLS = {0: "any", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
@@ -46,7 +55,7 @@ def check(path: Path | str) -> tuple[int, str]:
         config = configuration.load(path)
         policy = sources.load_file(str(config.policy_file))
         host = configuration.resolve_for_host(config, policy)
-        keys = _keys(config.keytab, host.me)
+        keys = _keys(config, host.me)
     except KinkdError as error:
         return BAD, f"kinkd: {error}"
     lines = [
@@ -70,7 +79,7 @@ def _identity(config: Config, policy: RealmPolicy, host: HostPolicy) -> Iterator
     yield f"configuration  {config.path}"
     yield f"policy         {config.policy_file}, version {policy.version}, realm {policy.realm}"
     yield f"this host      {host.me.name}"
-    yield f"  asked for as {host.me.service}"
+    yield f"  asked for as {host.me.service}{_how_keyed(host.me)}"
     if host.me.client != host.me.service:
         yield f"  speaks as    {host.me.client}"
     yield f"  addresses    {', '.join(map(str, host.me.addresses))}"
@@ -78,12 +87,17 @@ def _identity(config: Config, policy: RealmPolicy, host: HostPolicy) -> Iterator
         yield f"  networks     {', '.join(map(str, host.me.networks))}"
 
 
-def _keys(path: Path, me: Host) -> list[str]:
-    """The keys of the keytab that this host needs.
+def _keys(config: Config, me: Host) -> list[str]:
+    """The keys of the keytab that this host needs, or the credentials cache instead.
 
     Raises:
         LocalError: it cannot be read, or has no key for a principal of this host.
     """
+    path, lines = config.keytab, list[str]()
+    if config.ccache is not None:
+        lines.append(f"tickets        of the credentials cache {config.ccache}, {me.client}'s")
+    if path is None:
+        return lines
     try:
         entries = keytab.read_keytab(path.read_bytes())
     except OSError as error:
@@ -91,23 +105,40 @@ def _keys(path: Path, me: Host) -> list[str]:
     except KinkdError as error:
         raise LocalError(f"keytab {path}: {error}") from None
     held = {entry.principal for entry in entries}
-    for principal in (me.service, me.client):
+    # Who has a credentials cache needs a key only to be asked for as a service.
+    needed = {me.service} if config.ccache is not None else {me.service, me.client}
+    if config.ccache is not None and me.user_to_user is UserToUser.ALWAYS:
+        needed = set()
+    for principal in sorted(needed, key=str):
         if principal not in held:
             others = ", ".join(sorted(map(str, held))) or "nothing"
             raise LocalError(
                 f"keytab {path}: no key for {principal}; add one (ktadd, net ads): "
                 f"it holds {others}"
             )
+    ours = [entry for entry in entries if entry.principal in (me.service, me.client)]
+    keys = {(str(each.principal), each.kvno, each.etype) for each in ours}
     return [
+        *lines,
         f"keytab         {path}",
-        *sorted(
-            {
-                f"  {entry.principal}, kvno {entry.kvno}, etype {entry.etype}"
-                for entry in entries
-                if entry.principal in (me.service, me.client)
-            }
-        ),
+        *(f"  {name}, kvno {kvno}, {_etype(etype)}" for name, kvno, etype in sorted(keys)),
+        *_keytab_warnings(path, ours),
     ]
+
+
+def _etype(number: int) -> str:
+    name = _ETYPES.get(number)
+    return f"etype {number}" if name is None else f"etype {number} ({name})"
+
+
+def _keytab_warnings(path: Path, ours: list[KeytabEntry]) -> Iterator[str]:
+    if path.stat().st_mode & 0o007:
+        yield f"warning: everyone on this machine may read {path}, and be this host; chmod 640"
+    if ours and not any(entry.etype in etypes.SUPPORTED for entry in ours):
+        yield (
+            "warning: the keytab holds no AES key; that will do only where the KDC gives session"
+            " keys of AES all the same, as Active Directory does"
+        )
 
 
 def not_forwarded(networks: tuple[IPNetwork, ...], sysctls: Path = SYSCTLS) -> Iterator[str]:
@@ -136,10 +167,11 @@ def _peer(peer: Host, protections: tuple[Protection, ...]) -> Iterator[str]:
     first = protections[0]
     profile = first.profile
     yield f"{peer.name}: {protocol_words(profile.protocols)} required, by rule {first.rule!r}"
-    yield f"  principal    {peer.client}"
+    yield f"  principal    {peer.client}{_how_keyed(peer)}"
     yield (
         f"  profile      {profile.name}: {', '.join(suite.name for suite in profile.suites)};"
-        f" {_sequence_numbers(profile)}{_lifetime(profile.lifetime)}"
+        f" {_sequence_numbers(profile)}{_lifetime(profile.lifetime)},"
+        f" gone {profile.ticket_grace} s after its ticket's end"
     )
     yield f"  secrecy      {_secrecy(profile.groups)}"
     encapsulation = f", in UDP of port {ESP_IN_UDP_PORT} at both ends" if first.udp else ""
@@ -153,6 +185,16 @@ def _peer(peer: Host, protections: tuple[Protection, ...]) -> Iterator[str]:
         else:
             ends = f"{each.local} and {each.remote}"
         yield f"  between      {ends}, reqid {each.reqid:#x}"
+
+
+def _how_keyed(host: Host) -> str:
+    match host.user_to_user:
+        case UserToUser.ALWAYS:
+            return ", user-to-user: it has a ticket-granting ticket and no key"
+        case UserToUser.ALLOWED:
+            return ", user-to-user where a service ticket will not do"
+        case UserToUser.NEVER:
+            return ""
 
 
 def _sequence_numbers(profile: Profile) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from kinkd.document import Item, Table, suggestion
+from kinkd.document import Item, Table, show, suggestion
 from kinkd.errors import DocumentError
 from kinkd.model import IPAddress
 from kinkd.policy import resolve, sources
@@ -20,6 +20,9 @@ from kinkd.policy.match import HostPolicy
 from kinkd.policy.model import RealmPolicy, unicast
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+CREDENTIALS: Final = "${CREDENTIALS_DIRECTORY}"  # systemd.exec(5), LoadCredential=
+DEFAULT_CCACHE: Final = "default"  # what KRB5CCNAME or krb5.conf names
+CCACHES: Final = ("FILE", "DIR", "KCM", "KEYRING")
 FORMATS: Final = ("text", "json")
 SOCKET_PATH_OCTETS: Final = 107  # unix(7): sun_path with its final NUL is 108
 
@@ -35,7 +38,8 @@ class Config:
 
     path: Path
     host: str | None  # None: found by the names of this machine
-    keytab: Path
+    keytab: Path | None  # None: all there is are tickets in a credentials cache
+    ccache: str | None  # of libkrb5's names, or "default"; None: tickets come from the keytab
     krb5_config: Path | None  # None: libkrb5's own choice
     policy_file: Path
     state_directory: Path
@@ -56,7 +60,8 @@ def load(path: Path | str) -> Config:
     """
     root = sources.read_trusted(str(path)).root.table(*_SECTIONS)
     name = root.item("host", {}).table("name").optional("name")
-    kerberos = root.item("kerberos", {}).table("keytab", "krb5_config")
+    kerberos = root.item("kerberos", {}).table("keytab", "ccache", "krb5_config")
+    ccache = _ccache(kerberos.optional("ccache"))
     krb5_config = _krb5_config(kerberos.optional("krb5_config"))
     policy = root.item("policy", {}).table("file")
     state = root.item("state", {}).table("directory")
@@ -66,7 +71,8 @@ def load(path: Path | str) -> Config:
     return Config(
         path=Path(path),
         host=None if name is None else name.string(),
-        keytab=_keytab(kerberos.item("keytab", "/etc/kinkd/kinkd.keytab")),
+        keytab=_keytab(kerberos, ccache),
+        ccache=ccache,
         krb5_config=krb5_config,
         policy_file=Path(policy.item("file", "policy.toml").file()),
         state_directory=Path(state.item("directory", "/var/lib/kinkd").file()),
@@ -127,10 +133,37 @@ def _machine_names(seen: list[str]) -> Iterator[str]:
         yield seen[-1]
 
 
-def _keytab(item: Item) -> Path:
-    if ":" in item.string().partition("/")[0]:
+def _keytab(kerberos: Table, ccache: str | None) -> Path | None:
+    if ccache is not None and kerberos.optional("keytab") is None:
+        return None
+    item = kerberos.item("keytab", "/etc/kinkd/kinkd.keytab")
+    text = item.string()
+    if ":" in text.partition("/")[0]:
         raise item.error("write the path of the keytab alone, without a type")
-    return Path(item.file())
+    if not text.startswith(CREDENTIALS):
+        return Path(item.file())
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory is None:
+        raise item.error(
+            "$CREDENTIALS_DIRECTORY is not set: only a service has it whose unit says"
+            " LoadCredential=, or a shell that was given it"
+        )
+    return Path(directory, text.removeprefix(CREDENTIALS).lstrip("/"))
+
+
+def _ccache(item: Item | None) -> str | None:
+    if item is None:
+        return None
+    name = item.string()
+    kind, colon, rest = name.partition(":")
+    if name != DEFAULT_CCACHE and (not colon or kind not in CCACHES):
+        raise item.error(
+            f"{show(name)} is no credentials cache; write a name as klist shows it:"
+            f' "FILE:/run/user/1000/krb5cc", "KCM:", ..., or "{DEFAULT_CCACHE}"'
+        )
+    if kind in ("FILE", "DIR") and not rest.startswith("/"):
+        raise item.error(f"{show(name)}: write the whole path, from / on")
+    return name
 
 
 def _krb5_config(item: Item | None) -> Path | None:

@@ -30,6 +30,7 @@ from kinkd.model import (
     Principal,
     Profile,
     Suite,
+    UserToUser,
 )
 
 SCHEMA: Final = 1
@@ -43,6 +44,8 @@ MAXIMUM_SUITES: Final = 16  # with AH and ESP, with and without ESN: 64 proposal
 MINIMUM_LIFETIME: Final = 30  # seconds; a rekey needs some of them
 MAXIMUM_LIFETIME: Final = 7 * 86400
 MINIMUM_VOLUME: Final = 1 << 20  # octets
+DEFAULT_TICKET_GRACE: Final = "10m"
+MAXIMUM_TICKET_GRACE: Final = 86400  # seconds
 MAXIMUM_VOLUME: Final = (1 << 32) * 1024 - 1  # LIFE_DURATION counts kilobytes in 32 bits
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -52,8 +55,13 @@ _FQDN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 _GROUPS: Final = (*GROUP_NUMBERS, NO_GROUP)
 _MODES: Final = {mode.name.lower(): mode for mode in Mode}
+_USER_TO_USER: Final = {each.value: each for each in UserToUser}
 _BROADCAST: Final = (ip_address("255.255.255.255"), ip_network("255.255.255.255/32"))
 
+_HOST_KEYS: Final = (
+    *("service", "client", "fqdn", "user", "user_to_user"),
+    *("addresses", "networks"),
+)
 _Read = TypeVar("_Read")
 _Owners = dict[Principal | IPAddress | IPNetwork, str]
 
@@ -163,7 +171,7 @@ def _hosts(item: Item, realm: str) -> tuple[dict[str, Host], dict[str, str]]:
     for name, entry in item.entries():
         if _name(name, entry) == ALL:
             raise entry.error(f"{show(ALL)} is the group of every host; name the host otherwise")
-        table = entry.table("service", "client", "fqdn", "addresses", "networks")
+        table = entry.table(*_HOST_KEYS)
         host, fqdn = _host(name, table, realm)
         hosts[name], fqdns[name] = host, fqdn
         for principal in {host.service, host.client}:
@@ -187,7 +195,8 @@ def _hosts(item: Item, realm: str) -> tuple[dict[str, Host], dict[str, str]]:
 
 def _principal_item(table: Table, principal: Principal, host: Host) -> Item:
     key = "service" if principal == host.service else "client"
-    return table.optional(key) or table.optional("fqdn") or table.place
+    found = table.optional(key) or table.optional("user") or table.optional("fqdn")
+    return found or table.place
 
 
 def _network_items(table: Table) -> list[Item]:
@@ -203,19 +212,36 @@ def _claim(
 
 
 def _host(name: str, table: Table, realm: str) -> tuple[Host, str]:
+    service, client, fqdn, user_to_user = _identity(name, table, realm)
+    addresses = _distinct(table.item("addresses", hint='["192.0.2.1"]').one_or_more(), unicast)
+    networks = _distinct(_network_items(table), _network)
+    return Host(name, service, client, addresses, networks, user_to_user), fqdn
+
+
+def _identity(name: str, table: Table, realm: str) -> tuple[Principal, Principal, str, UserToUser]:
+    """Service and client principal, domain name ("" if unknown), how it is keyed."""
     fqdn_item = table.optional("fqdn")
     fqdn = None if fqdn_item is None else _fqdn(fqdn_item)
+    if (user := table.optional("user")) is not None:
+        # Without a long-term key that a KDC could encrypt service tickets in.
+        for key in ("service", "client", "user_to_user"):
+            if (beside := table.optional(key)) is not None:
+                raise beside.error(
+                    f"user says all: a ticket-granting ticket of {show(user.value)} is what this"
+                    f" host is keyed by; leave {key} out, or user"
+                )
+        person = _principal(user, realm)
+        return person, person, fqdn or "", UserToUser.ALWAYS
     service_item = table.optional("service")
     if service_item is None and fqdn is None:
         raise table.place.error(
-            f'neither service nor fqdn; write service = "kink/FQDN" or fqdn = "{name}.example.test"'
+            f'no service, fqdn or user; write service = "kink/FQDN" or fqdn = "{name}.example.test"'
         )
     service = _service(service_item or table.item("service", f"kink/{fqdn}"), realm)
     client_item = table.optional("client")
     client = service if client_item is None else _principal(client_item, realm)
-    addresses = _distinct(table.item("addresses", hint='["192.0.2.1"]').one_or_more(), unicast)
-    networks = _distinct(_network_items(table), _network)
-    return Host(name, service, client, addresses, networks), fqdn or service.components[1]
+    how = table.item("user_to_user", UserToUser.NEVER.value).choice(_USER_TO_USER)
+    return service, client, fqdn or service.components[1], _USER_TO_USER[how]
 
 
 def _distinct(items: Iterable[Item], reader: Callable[[Item], _Read]) -> tuple[_Read, ...]:
@@ -364,7 +390,7 @@ def _profiles(item: Item) -> dict[str, Profile]:
         FAST_PROFILE: Profile(FAST_PROFILE, suites, lifetime),
     }
     for name, entry in item.entries():
-        table = entry.table("suites", "lifetime", "volume", "group", "esn")
+        table = entry.table("suites", "lifetime", "volume", "group", "esn", "ticket_grace")
         seconds = table.item("lifetime", "1h").duration(MINIMUM_LIFETIME, MAXIMUM_LIFETIME)
         volume = table.optional("volume")
         kilobytes = None if volume is None else volume.size(MINIMUM_VOLUME, MAXIMUM_VOLUME) // 1024
@@ -376,6 +402,7 @@ def _profiles(item: Item) -> dict[str, Profile]:
             Lifetime(seconds, kilobytes),
             _distinct(group, lambda each: GROUP_NUMBERS.get(each.choice(_GROUPS))),
             _esn(table.item("esn", False)),
+            table.item("ticket_grace", DEFAULT_TICKET_GRACE).duration(0, MAXIMUM_TICKET_GRACE),
         )
     return profiles
 

@@ -218,6 +218,79 @@ def test_a_gateway_that_does_not_forward_is_warned_of(
     assert list(not_forwarded((), tmp_path)) == []
 
 
+PERSON = """
+schema = 1
+version = 1
+realm = "EXAMPLE.TEST"
+[hosts.laptop]
+user = "jane"
+addresses = ["192.0.2.50"]
+[hosts.alice]
+fqdn = "alice.example.test"
+addresses = ["192.0.2.10"]
+[[rules]]
+name = "all"
+from = "all"
+to = "all"
+action = "require"
+"""
+
+
+@pytest.mark.parametrize(
+    "ccache",
+    [
+        "FILE:/run/user/1000/krb5cc",
+        "DIR:/c",
+        "KCM:",
+        "KCM:1000",
+        "KEYRING:persistent:1000",
+        "default",
+    ],
+)
+def test_a_person_needs_a_credentials_cache_and_no_keytab(tmp_path: Path, ccache: str) -> None:
+    text = f'[host]\nname = "laptop"\n[kerberos]\nccache = "{ccache}"\n'
+    path = write(tmp_path, text, PERSON)
+    found = config.load(path)
+    assert (found.keytab, found.ccache) == (None, ccache)
+    status, said = check(path)
+    assert status == 0
+    assert f"tickets        of the credentials cache {ccache}, jane@EXAMPLE.TEST's" in said
+    assert "jane@EXAMPLE.TEST, user-to-user: it has a ticket-granting ticket and no key" in said
+    assert "keytab" not in said
+    assert "gone 600 s after its ticket's end" in said
+
+
+@pytest.mark.parametrize(
+    "ccache", ["", "jane", "MEMORY:x", "file:/x", "FILE:krb5cc", "DIR:", "/tmp/krb5cc"]
+)
+def test_what_is_no_credentials_cache_is_refused(tmp_path: Path, ccache: str) -> None:
+    path = write(tmp_path, f'[kerberos]\nccache = "{ccache}"\n')
+    with pytest.raises(DocumentError, match=r"kinkd\.toml:2: kerberos\.ccache: "):
+        config.load(path)
+
+
+def test_a_keytab_may_be_a_credential_of_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, '[kerberos]\nkeytab = "${CREDENTIALS_DIRECTORY}/kinkd.keytab"\n')
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(DocumentError, match="LoadCredential="):
+        config.load(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/kinkd.service")
+    assert config.load(path).keytab == Path("/run/credentials/kinkd.service/kinkd.keytab")
+
+
+def test_a_keytab_that_everyone_may_read_is_warned_of(tmp_path: Path) -> None:
+    text = f'[host]\nname = "alice"\n[kerberos]\nkeytab = "{tmp_path}/keytab"\n'
+    path = write(tmp_path, text)
+    keytab(tmp_path / "keytab", b"kink", b"alice.example.test")
+    for mode, warned in ((0o644, True), (0o640, False)):
+        (tmp_path / "keytab").chmod(mode)
+        status, said = check(path)
+        assert (status, "everyone on this machine may read" in said) == (0, warned)
+    assert "etype 18 (aes256-cts-hmac-sha1-96)" in said
+
+
 def test_check_refuses_a_keytab_without_a_key_of_this_host(tmp_path: Path) -> None:
     path = write(tmp_path, "[host]\nname = 'alice'\n[kerberos]\nkeytab = 'k'\n")
     status, line = check(path)

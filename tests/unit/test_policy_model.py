@@ -9,7 +9,7 @@ import pytest
 from kinkd.document import Document
 from kinkd.errors import DocumentError
 from kinkd.keying.algorithms import GROUP_NUMBERS, SUITES
-from kinkd.model import Action, Mode, Principal
+from kinkd.model import Action, Mode, Principal, UserToUser
 from kinkd.policy.model import RealmPolicy, protocol_words, read
 from kinkd.policy.resolve import Options, resolve
 
@@ -197,7 +197,44 @@ def test_a_rule_that_never_decides_is_warned_of() -> None:
     assert policy(HOSTS + rule("self", '"bob"', '"bob"')).warnings
 
 
+PERSON = '[hosts.dave]\nuser = "{}"\naddresses = ["192.0.2.9"]\n{}\n'
 CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
+
+
+def test_a_person_is_a_host_that_is_keyed_user_to_user() -> None:
+    for written, realm in (("jane", "EXAMPLE.TEST"), ("jane@AD.TEST", "AD.TEST")):
+        found = policy(HOSTS + PERSON.format(written, ""))
+        dave, jane = found.hosts["dave"], Principal(("jane",), realm)
+        assert (dave.service, dave.client, dave.user_to_user) == (jane, jane, UserToUser.ALWAYS)
+        assert found.fqdns["dave"] == ""
+    named = policy(HOSTS + PERSON.format("jane", 'fqdn = "laptop.example.test"'))
+    assert named.fqdns["dave"] == "laptop.example.test"
+
+
+def test_a_host_gives_no_tgt_out_unless_it_says_so() -> None:
+    hosts = policy(HOSTS + CARDINAL.format("d.test", "192.0.2.9", 'user_to_user = "allowed"')).hosts
+    assert hosts["dave"].user_to_user is UserToUser.ALLOWED
+    assert all(hosts[name].user_to_user is UserToUser.NEVER for name in ("alice", "bob", "carol"))
+
+
+def test_an_sa_may_outlive_its_ticket_by_ten_minutes_or_what_the_profile_says() -> None:
+    written = '[profiles.x]\nsuites = ["aes256gcm16"]\nticket_grace = "{}"\n'
+    assert policy(HOSTS).profiles["standard"].ticket_grace == 600
+    assert (
+        policy(HOSTS + written.replace('ticket_grace = "{}"', "")).profiles["x"].ticket_grace == 600
+    )
+    for text, seconds in (("0s", 0), ("90s", 90), ("24h", 86400)):
+        assert policy(HOSTS + written.format(text)).profiles["x"].ticket_grace == seconds
+
+
+def test_a_principal_of_another_realm_is_another_principal() -> None:
+    away = CARDINAL.format("d.test", "192.0.2.9", "").replace(
+        'fqdn = "d.test"', 'service = "kink/carol.example.test@OTHER.TEST"'
+    )
+    applied = resolve(policy(HOSTS + away + rule("r", '"all"', '"all"')), "alice", Options())
+    for realm, name in (("OTHER.TEST", "dave"), ("EXAMPLE.TEST", "carol"), ("THIRD.TEST", None)):
+        host = applied.host_by_client(Principal(("kink", "carol.example.test"), realm))
+        assert (host and host.name) == name
 
 
 @pytest.mark.parametrize(
@@ -214,8 +251,22 @@ CARDINAL = '[hosts.dave]\nfqdn = "{}"\naddresses = ["{}"]\n{}\n'
         (CARDINAL.format("d.test", "fe80::1", ""), "fe80::1 is of one link"),
         (CARDINAL.format("d.test", "255.255.255.255", ""), "the broadcast address"),
         ("[hosts.all]\n", "is the group of every host"),
-        ("[hosts.dave]\naddresses = []\n", "neither service nor fqdn"),
+        ("[hosts.dave]\naddresses = []\n", "no service, fqdn or user"),
         ('[hosts.dave]\nfqdn = "d.test"\n', "addresses is missing"),
+        (
+            PERSON.format("jane", 'client = "joan"'),
+            'user says all: a ticket-granting ticket of "jane"',
+        ),
+        (PERSON.format("jane", 'service = "kink/d.test"'), "leave service out, or user"),
+        (PERSON.format("jane", 'user_to_user = "never"'), "leave user_to_user out, or user"),
+        (PERSON.format("jane@", ""), '"jane@" is not a principal'),
+        (
+            PERSON.format("BOB$@AD.TEST", ""),
+            'p.toml:16: hosts.dave.user: BOB$@AD.TEST is host "bob"',
+        ),
+        (CARDINAL.format("d.test", "192.0.2.9", 'user_to_user = "maybe"'), "never"),
+        ('[profiles.x]\nsuites = ["aes256gcm16"]\nticket_grace = "2d"\n', "ticket_grace"),
+        ('[profiles.x]\nsuites = ["aes256gcm16"]\nticket_grace = 5\n', "ticket_grace"),
         ('[hosts.dave]\nfqdn = "d.test"\nadress = "1"\n', 'did you mean "addresses"?'),
         ('[groups]\ng = ["alcie"]\n', 'no host or group "alcie"; did you mean "alice"?'),
         ('[groups]\na = ["b"]\nb = ["c"]\nc = ["a"]\n', "the groups contain each other"),
