@@ -94,12 +94,26 @@ class TicketRefused(PeerError):
         super().__init__(reason, detail, krb_error=code)
 
 
+class UserToUserRefused(TicketRefused):
+    """A user-to-user ticket that no TGT of ours opens: its client needs the present one (§3.7.1).
+
+    ``code`` is for where that one is not given out.
+    """
+
+
 class LocalError(KinkdError):
     """Something on this host is not as it must be; the text says what to do about it."""
 
 
 class TicketUnavailable(LocalError):
-    """The KDC gives no ticket for a peer, or cannot be reached."""
+    """The KDC gives no ticket for a peer, or cannot be reached.
+
+    ``code``: the KRB-ERROR code that the KDC answered (RFC 4120 §7.5.9), None where it did not.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class DocumentError(LocalError):

@@ -62,7 +62,8 @@ local ERRORS = {
     { 6, 6, "KINK_BADQMVERS" },
     { 7, 7, "KINK_U2UDENIED" },
     { 8, 8191, "RESERVED TO IANA" },
-    { 8192, 16383, "Private Use" },
+    { 8192, 8192, "KINK_REQUEST_TOO_SHORT" }, -- Private Use, of kinkd
+    { 8193, 16383, "Private Use" },
     { 16384, 4294967295, "RESERVED" },
 }
 

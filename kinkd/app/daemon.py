@@ -17,11 +17,12 @@ from kinkd.app.journal import Journal
 from kinkd.app.logs import log
 from kinkd.app.notify import notify
 from kinkd.app.operator import Operator, Services
-from kinkd.app.tickets import TicketWorkers
+from kinkd.app.tickets import Fetch, TicketWorkers
 from kinkd.app.udp import UdpSocket, open_esp_in_udp, open_sockets
 from kinkd.errors import LocalError, TicketUnavailable
 from kinkd.exchange.effects import (
     Command,
+    FetchTgt,
     FetchTicket,
     ForgetDebt,
     ForgetPair,
@@ -31,10 +32,8 @@ from kinkd.exchange.effects import (
     ReserveXids,
     Send,
 )
-from kinkd.kerberos.gss import GssTicketSource
-from kinkd.kerberos.port import Ticket
+from kinkd.kerberos.port import Tgt, Ticket
 from kinkd.kernel.port import KernelEvent
-from kinkd.model import Principal
 from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
 
@@ -63,7 +62,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until told to stop. SAs and policies stay in the kernel: nothing leaks."""
         loop = asyncio.get_running_loop()
-        source = GssTicketSource(str(self._config.keytab), self._policy.me.client)
+        source = startup.ticket_source(self._config, self._policy)
         self._tickets = TicketWorkers(source, self._ticket_fetched)
         operator = Operator(
             Services(
@@ -85,7 +84,8 @@ class Daemon:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
-        self._carry_out()  # what the start left to be told to peers
+        self._endpoint.start(self._now())
+        self._carry_out()  # what the start left to be told to peers, too
         log(logging.INFO, "ready", host=self._policy.me.name, epoch=self._endpoint.epoch)
         notify("READY=1")
         try:
@@ -122,14 +122,22 @@ class Daemon:
                 asyncio.get_running_loop().call_soon(self._handle, events)
             self._carry_out()
 
-    def _ticket_fetched(self, server: Principal, result: Ticket | TicketUnavailable) -> None:
+    def _ticket_fetched(self, wanted: Fetch, result: Ticket | Tgt | TicketUnavailable) -> None:
         if self._deaf:
             return
-        if isinstance(result, TicketUnavailable):
-            self._endpoint.ticket_failed(server, str(result), self._now())
-        else:
-            self._endpoint.ticket_ready(server, result, self._now())
-        self._carry_out()
+        now = self._now()
+        try:
+            match wanted, result:
+                case FetchTicket(server), TicketUnavailable():
+                    self._endpoint.ticket_failed(server, result, now)
+                case _, TicketUnavailable():
+                    self._endpoint.tgt_failed(result, now)
+                case _, Tgt():
+                    self._endpoint.tgt_ready(result, now)
+                case FetchTicket(server), _:
+                    self._endpoint.ticket_ready(server, result, now)
+        finally:
+            self._carry_out()
 
     def _tick(self) -> None:
         try:
@@ -147,9 +155,9 @@ class Daemon:
             match command:
                 case Send():
                     self._send(command)
-                case FetchTicket(server):
+                case FetchTicket() | FetchTgt():
                     if self._tickets is not None:
-                        self._tickets.fetch(server)
+                        self._tickets.fetch(command)
                 case Report():
                     self._report(command)
                 case RecordPair() | ForgetPair() | RecordDebt() | ForgetDebt() | ReserveXids():

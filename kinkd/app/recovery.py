@@ -6,6 +6,7 @@ per network namespace. Nothing else is touched.
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from kinkd.kernel.port import Kernel, SaId
 from kinkd.model import Direction, Selector, SpdEntry
 from kinkd.policy.match import HostPolicy
 
-_EPOCH, _XIDS = "epoch", "xids"
+_EPOCH, _XIDS, _XID_KEY = "epoch", "xids", "xid-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,15 @@ def _epoch(journal: Journal, *, survived: bool) -> tuple[int, int]:
     journal.set_meta(_XIDS, 0)
     journal.set_meta(_EPOCH, epoch)
     return epoch, 0
+
+
+def xid_key(journal: Journal) -> bytes:
+    """The secret that makes XIDs of numbers: for good, since the numbers are counted on."""
+    found = journal.meta(_XID_KEY)
+    if found is None:
+        found = secrets.randbits(63)
+        journal.set_meta(_XID_KEY, found)
+    return found.to_bytes(8)
 
 
 def reserve_xids(journal: Journal, below: int) -> None:

@@ -9,16 +9,19 @@ import logging
 import os
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 
 from kinkd.app import recovery
-from kinkd.app.config import Config
+from kinkd.app.config import DEFAULT_CCACHE, Config
 from kinkd.app.journal import Journal
 from kinkd.app.logs import log
 from kinkd.errors import KernelError, LocalError
 from kinkd.exchange.core import Start
 from kinkd.exchange.endpoint import Endpoint
-from kinkd.kerberos.gss import GssAcceptor
+from kinkd.exchange.xids import permuted
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicketSource
 from kinkd.kernel.port import Kernel
 from kinkd.kernel.socket import XfrmSocket
 from kinkd.model import Suite
@@ -77,14 +80,16 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     _check_socket_directory(config.control_socket)
     replay_cache = config.state_directory / "rcache"
     birth = _replay_cache_birth(journal, replay_cache)
-    acceptor = GssAcceptor(str(config.keytab), str(replay_cache), birth)
+    keytab = None if config.keytab is None else str(config.keytab)
+    acceptor = GssAcceptor(keytab, str(replay_cache), birth)
     families: set[int] = {protection.local.version for protection in policy.protections}
     suites = {family: _probe(kernel, policy, family) for family in families}
     _set_larval_drop()
     ownership = recovery.Ownership(config.reqids, config.priorities)
     recovery.install_policies(kernel, policy, ownership)
     recovered = recovery.recover(kernel, journal, ownership, policy)
-    start = Start(recovered.epoch, recovered.first_xid, suites, secrets.token_bytes)
+    xid = partial(permuted, recovery.xid_key(journal), recovered.epoch)
+    start = Start(recovered.epoch, recovered.first_xid, xid, suites, secrets.token_bytes)
     endpoint = Endpoint(policy, kernel, acceptor, start)
     now = time.monotonic()
     endpoint.set_posix(time.time() - now)
@@ -102,6 +107,15 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
         removed=len(recovered.unclaimed),
     )
     return endpoint
+
+
+def ticket_source(config: Config, policy: HostPolicy) -> GssTicketSource:
+    """Where tickets come from: a person's credentials cache, or the keytab."""
+    client = policy.me.client
+    if config.ccache is not None:
+        ccache = None if config.ccache == DEFAULT_CCACHE else config.ccache
+        return GssTicketSource(None, client, ccache=ccache)
+    return GssTicketSource(str(config.keytab), client)
 
 
 def _check_socket_directory(path: Path) -> None:

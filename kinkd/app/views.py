@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from kinkd.exchange.core import Peer
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.pairs import SaPair
 from kinkd.kernel.port import Kernel
@@ -71,6 +72,7 @@ def peers(endpoint: Endpoint) -> dict[str, object]:
                 "rule": protection.rule,
                 "profile": protection.profile.name,
                 "sas": len(endpoint.pairs.of_host(protection.peer.name)),
+                **_ticket(endpoint.peer(protection.peer)),
             },
         )
         addresses = row["addresses"]
@@ -78,6 +80,24 @@ def peers(endpoint: Endpoint) -> dict[str, object]:
         if isinstance(addresses, list) and remote not in addresses:
             addresses.append(remote)
     return {"peers": list(rows.values())}
+
+
+def _ticket(peer: Peer) -> dict[str, object]:
+    """The ticket that commands to a peer go out with, and why there is none, or no newer one."""
+    ticket = peer.ticket
+    described = ticket and {
+        "client": str(ticket.client),
+        "server": str(ticket.server),
+        "etype": ticket.key.etype,
+        "octets": ticket.octets,
+        "seconds_left": int(ticket.end - time.time()),
+    }
+    return {
+        "user_to_user": peer.user_to_user,
+        "ticket": described,
+        "ticket_fault": peer.ticket_fault,
+        "clock_offset_seconds": round(peer.clock_offset, 3),
+    }
 
 
 def status(

@@ -170,10 +170,22 @@ def _show_peers(result: Result) -> str:
             "rule": row["rule"],
             "profile": row["profile"],
             "SA pairs": row["sas"],
+            "ticket": _ticket(row),
         }
         for row in _rows(result, "peers")
     ]
     return table(rows) if rows else "the policy protects traffic with nobody"
+
+
+def _ticket(row: Result) -> str:
+    """What a peer is asked with, or why with nothing."""
+    ticket, fault = row.get("ticket"), row.get("ticket_fault")
+    if not isinstance(ticket, dict):
+        return str(fault or "none yet")
+    kind = "user-to-user, " if row.get("user_to_user") else ""
+    left = ticket["seconds_left"]
+    ends = f"{duration(left)} left" if left > 0 else "ended"
+    return f"{kind}etype {ticket['etype']}, {ends}{f'; {fault}' if fault else ''}"
 
 
 def _show_initiate(result: Result) -> str:

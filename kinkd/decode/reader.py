@@ -201,6 +201,10 @@ class Reader:
         known = self._tickets.get(sealed.raw)
         if known is not None:
             return known
+        if request.user_to_user:
+            raise LocalError(
+                f"a user-to-user ticket: only {sealed.sname} has its key, with the TGT it is of"
+            )
         for entry in self._entries:
             if entry.etype != sealed.etype:
                 continue

@@ -10,7 +10,7 @@ from kinkd.decode.reader import MessageView
 from kinkd.kerberos import messages
 from kinkd.model import IPAddress
 from kinkd.wire import isakmp, kink
-from kinkd.wire.numbers import KinkErrorCode, MessageType
+from kinkd.wire.numbers import KinkErrorCode, MessageType, kink_error_name
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ def _results(view: MessageView) -> Iterator[str]:
     for part in view.flat:
         match part.payload, part.kerberos:
             case kink.KinkError(code), _ if code != KinkErrorCode.OK:
-                yield _kink_error(code)
+                yield kink_error_name(code)
             case _, messages.KrbErrorPart(code=code):
                 yield messages.krb_error_name(code)
             case kink.TgtRep(), _:
@@ -143,10 +143,3 @@ def _protocol(number: int) -> str:
 
 def _spi(octets: bytes) -> str:
     return f"spi {words.spi(octets)}"
-
-
-def _kink_error(code: int) -> str:
-    try:
-        return f"KINK_{KinkErrorCode(code).name}"
-    except ValueError:
-        return f"KINK error {code}"

@@ -25,6 +25,8 @@ MEMORY_SECONDS = 600.0
 fresh, on a clock five minutes behind or ahead (RFC 4120 §3.2.3)."""
 REMEMBERED_COMMANDS = 1024
 """Commands of one host that are remembered at once; a host that sends more is put off."""
+LONGEST_DETAIL = 300
+"""Characters of what a peer sent that go into the log."""
 PAIRS_PER_HOST = 64
 """Live pairs one authenticated host may have with us, where the policy has no need of more; more is
 a fault or an attack."""
@@ -53,10 +55,19 @@ class Peer:
     epoch_proven: float = float("-inf")  # when
     round_trip: RoundTrip = field(default_factory=RoundTrip)
     ticket: Ticket | None = None
+    candidate: Ticket | None = None  # fetched for what nobody has proven; nor is it, yet
+    ticket_fault: str = ""  # why there is no newer one
+    user_to_user: bool = False  # how ``ticket`` was made
+    said_large: Ticket | None = None  # of which people were told that it is
     clock_offset: float = 0.0  # seconds by which its clock is ahead of ours, as it has proven
     # What Kerberos refuses it does not remember: whoever overheard such a command can repeat it.
     refusals: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1, burst=10))
     failures: TokenBucket = field(default_factory=lambda: TokenBucket(rate=2, burst=40))
+    # What nobody has proven costs requests to the KDC, and answers to its address.
+    doubts: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1 / 60, burst=1))
+    offers: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1 / 20, burst=3))
+    tgts: TokenBucket = field(default_factory=lambda: TokenBucket(rate=200, burst=400))
+    unprotected: TokenBucket = field(default_factory=lambda: TokenBucket(rate=5, burst=20))
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
     _buried: OrderedDict[tuple[IpsecProtocol, int], float] = field(default_factory=OrderedDict)
 
@@ -125,13 +136,15 @@ class Start:
 
     Args:
         epoch: ours, announced in every AP-REQ and AP-REP (RFC 4430 §3.7).
-        first_xid: no XID below it is used under this epoch.
+        first_xid: the number of the first command under this epoch.
+        xid: the XID of a command by its number, for 32 bits one to one.
         suites: per address family (4, 6), the names of the suites this kernel has.
         random: a source of cryptographic randomness, octets by length.
     """
 
     epoch: int
     first_xid: int
+    xid: Callable[[int], int]
     suites: Mapping[int, frozenset[str]]
     random: Callable[[int], bytes]
 
@@ -154,9 +167,11 @@ class Core:
         self.closing = False
         self._suites = start.suites
         self._xid = self._xids_reserved = start.first_xid
+        self._xid_of = start.xid
         self._peers: dict[str, Peer] = {}
         self._commands: list[Command] = []
         self._drop_reports = TokenBucket(rate=2, burst=20)
+        self._strangers = TokenBucket(rate=10, burst=20)
         self._notification_reports = TokenBucket(rate=2, burst=20)
 
     def emit(self, command: Command) -> None:
@@ -185,7 +200,7 @@ class Core:
                 Level.WARNING,
                 "packet-dropped",
                 reason=error.reason,
-                detail=error.detail,
+                detail=error.detail[:LONGEST_DETAIL],
                 peer=path.remote,
             )
 
@@ -214,6 +229,14 @@ class Core:
             peer = self._peers[host.name] = Peer(host)
         return peer
 
+    def unprotected_bucket(self, path: Path) -> TokenBucket:
+        """What bounds answers that nobody has proven a right to (RFC 4430 §4.2.8, §10).
+
+        Each host of the policy has its own: who spends one in another's name spends no third's.
+        """
+        protections = self.policy.between(path.local, path.remote)
+        return self.peer(protections[0].peer).unprotected if protections else self._strangers
+
     def next_xid(self) -> int:
         """An XID that no transaction under this EPOCH has had (RFC 4430 §4)."""
         if self._xid == self._xids_reserved:
@@ -221,7 +244,7 @@ class Core:
             self.emit(ReserveXids(self._xids_reserved))
         xid = self._xid
         self._xid += 1
-        return xid & 0xFFFFFFFF
+        return self._xid_of(xid & 0xFFFFFFFF)
 
     def posix(self, now: float) -> float:
         """POSIX seconds at the monotonic instant ``now``."""

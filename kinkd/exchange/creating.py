@@ -115,7 +115,7 @@ class Creating:
             for wide in esn
         ]
         if group is None:
-            self._install_inbound(self._agreement(exchange.ticket, 0, Seeds(self._nonce)))
+            self._install_inbound(self._agreement(exchange.ticket, 0, Seeds(self._nonce)), now)
         return (self._offer(),)
 
     def _offer(self) -> kink.Isakmp:
@@ -151,9 +151,9 @@ class Creating:
                     core.kernel.remove(sa)
             hoped_for = self._agreement(exchange.ticket, 0, Seeds(self._nonce))
             if agreement != hoped_for:  # of a live SA only the limits change
-                self._install_inbound(agreement)
+                self._install_inbound(agreement, now)
             pair = self._pair(exchange, reply, answered, agreement)
-            limits = installing.initiator_limits(core, terms.lifetime)
+            limits = installing.initiator_limits(core, agreement.lifetime(core.posix(now)))
             agreement.install_outbound(core.kernel, pair.outbound, limits)
         finally:
             seeds.wipe()
@@ -169,11 +169,17 @@ class Creating:
         suite, offered = self._offered[position]
         protection = self.protection
         return Agreement(
-            protection, protection.selector, suite, terms or offered, ticket.key, seeds
+            protection,
+            protection.selector,
+            suite,
+            terms or offered,
+            ticket.key,
+            ticket.end,
+            seeds,
         )
 
-    def _install_inbound(self, agreement: Agreement) -> None:
-        limits = installing.responder_limits(agreement.terms.lifetime)
+    def _install_inbound(self, agreement: Agreement, now: float) -> None:
+        limits = installing.responder_limits(agreement.lifetime(self.core.posix(now)))
         agreement.install_inbound(self.core.kernel, self._inbound, limits)
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
@@ -208,8 +214,10 @@ class Creating:
             self._ephemeral.wipe()
             self._ephemeral = None
 
-    def again(self) -> Creating:
+    def again(self, exchange: Exchange, now: float, *, refused: bool) -> Creating:
         """Take the optimistic SAs back; the next ones have other SPIs and another nonce."""
+        if not refused:
+            self._disown(exchange, now, silent=True)
         spent = replace(self)
         for sa in self._inbound:
             self.core.remove_sa(sa)

@@ -156,7 +156,7 @@ class Reminder:
         """Later, then."""
         self.debts.failed(self.debt, reason, now, answered=exchange.answered)
 
-    def again(self) -> Reminder:
+    def again(self, exchange: Exchange, now: float, *, refused: bool) -> Reminder:
         """Nothing was prepared."""
         return self
 

@@ -30,9 +30,18 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class FetchTicket:
-    """Get a ticket from the KDC; the answer is the event ``ticket_ready`` or ``ticket_failed``."""
+    """Get a ticket from the KDC; the answer is the event ``ticket_ready`` or ``ticket_failed``.
+
+    ``tgt``: the peer's, DER, for a user-to-user ticket (RFC 4430 §3.1).
+    """
 
     server: Principal
+    tgt: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchTgt:
+    """Get a TGT of our own to give to peers; the answer is ``tgt_ready`` or ``tgt_failed``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,5 +107,13 @@ class Report:
 
 
 Command = (
-    Send | FetchTicket | RecordPair | ForgetPair | RecordDebt | ForgetDebt | ReserveXids | Report
+    Send
+    | FetchTicket
+    | FetchTgt
+    | RecordPair
+    | ForgetPair
+    | RecordDebt
+    | ForgetDebt
+    | ReserveXids
+    | Report
 )

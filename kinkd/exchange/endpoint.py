@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kinkd.errors import KernelError, LocalError, PeerError
-from kinkd.exchange.core import Core, Start
+from kinkd.errors import KernelError, LocalError, PeerError, TicketUnavailable
+from kinkd.exchange.core import Core, Peer, Start
 from kinkd.exchange.creating import Creating, Variant
 from kinkd.exchange.crossing import Crossings
 from kinkd.exchange.effects import Command, Level, Path, RecordDebt
@@ -22,7 +22,7 @@ from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
 from kinkd.exchange.responder import Responder
 from kinkd.exchange.suspicion import Suspicion
 from kinkd.exchange.timing import FIRST_TIMEOUT
-from kinkd.kerberos.port import Acceptor, Ticket
+from kinkd.kerberos.port import Acceptor, Tgt, Ticket
 from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun, SaId
 from kinkd.model import Host, IPAddress, Principal, Protection, Slot
 from kinkd.policy.match import HostPolicy
@@ -57,6 +57,7 @@ class Endpoint:
         self._crossings = Crossings(self._core, self._lifecycle, self._creating.__contains__)
         granting = Granting(self._core, self._lifecycle, self._crossings, self._established)
         self._responder = Responder(self._core, self._lifecycle, granting)
+        self._giving = self._responder.giving
         self._suspicion = Suspicion(self._core, self._initiator, self._renew)
 
     # What people and the application read.
@@ -75,6 +76,10 @@ class Endpoint:
     def pairs(self) -> PairTable:
         """The live pairs; read only."""
         return self._core.pairs
+
+    def peer(self, host: Host) -> Peer:
+        """What is remembered of a host of the policy; read only."""
+        return self._core.peer(host)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -161,18 +166,19 @@ class Endpoint:
         except PeerError as error:
             core.drop(error, path, now)
             return
-        # A REPLY is never answered, whatever is wrong with it (RFC 4430 §3.5).
+        # A REPLY is never answered, whatever is wrong with it (RFC 4430 §3.5), nor an ACK (§6.2).
         is_reply = head.type == MessageType.REPLY
+        is_answered = head.type not in (MessageType.REPLY, MessageType.ACK)
         try:
             received = kink.decode(datagram)
             if is_reply:
                 self._initiator.receive_reply(received, path, now)
             else:
-                self._responder.receive_command(received, path, now)
+                self._responder.receive_command(received, len(datagram), path, now)
         except PeerError as error:
             core.drop(error, path, now)
-            if not is_reply:
-                self._responder.refuse(error, head.xid, path, now)
+            if is_answered:
+                self._responder.refuse(error, head.xid, len(datagram), path, now)
         except LocalError as error:  # of ours: an answer that does not fit, a ticket that ended
             core.counters["internal-error"] += 1
             core.report(Level.ERROR, "internal-error", peer=path.remote, reason=str(error))
@@ -191,13 +197,25 @@ class Endpoint:
                 self._core.counters["kernel-overrun"] += 1
                 self._read_kernel_again(now)
 
+    def start(self, now: float) -> None:
+        """Begin what needs no cause: have a TGT at hand where the policy gives it to peers."""
+        self._giving.start(now)
+
     def ticket_ready(self, server: Principal, ticket: Ticket, now: float) -> None:
         """The answer to ``FetchTicket``."""
-        self._initiator.ticket_ready(server, ticket, now)
+        self._initiator.tickets.ticket_ready(server, ticket, now)
 
-    def ticket_failed(self, server: Principal, reason: str, now: float) -> None:
+    def ticket_failed(self, server: Principal, error: TicketUnavailable, now: float) -> None:
         """The other answer to ``FetchTicket``."""
-        self._initiator.ticket_failed(server, reason, now)
+        self._initiator.tickets.ticket_failed(server, error, now)
+
+    def tgt_ready(self, tgt: Tgt, now: float) -> None:
+        """The answer to ``FetchTgt``."""
+        self._giving.ready(tgt, now)
+
+    def tgt_failed(self, error: TicketUnavailable, now: float) -> None:
+        """The other answer to ``FetchTgt``."""
+        self._giving.failed(error, now)
 
     # What people want.
 

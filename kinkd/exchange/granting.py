@@ -93,7 +93,7 @@ class Granting:
         answer = Answer(inner, ack_request=not two_messages)
         if two_messages:
             try:
-                install_outbound(halves, core)
+                install_outbound(halves, core, now)
             except KernelError:
                 undone(halves, request.peer, core, now)
                 raise
@@ -205,7 +205,7 @@ class Granting:
                 seeds = Seeds(grant.wanted.nonce or b"", nr, shared)
                 half = self._half(grant, seeds, request, now)
                 halves.append(half)
-                half.install_inbound(self._core)
+                half.install_inbound(self._core, now)
                 inner.append(self._reply(grant, half.pair, nr or None, public))
             complete = True
         finally:
@@ -221,7 +221,13 @@ class Granting:
             core, protection.remote, protection.local, protection.reqid, choice.suite.protocols
         )
         agreement = Agreement(
-            protection, grant.selector, choice.suite, choice.terms, ticket.key, seeds
+            protection,
+            grant.selector,
+            choice.suite,
+            choice.terms,
+            ticket.key,
+            ticket.end,
+            seeds,
         )
         pair = installing.pair_of(
             core,

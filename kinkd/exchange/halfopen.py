@@ -35,14 +35,14 @@ class Half:
     pair: SaPair
     agreement: Agreement
 
-    def install_inbound(self, core: Core) -> None:
+    def install_inbound(self, core: Core, now: float) -> None:
         """From the initiator to us."""
-        limits = responder_limits(self.agreement.terms.lifetime)
+        limits = responder_limits(self.agreement.lifetime(core.posix(now)))
         self.agreement.install_inbound(core.kernel, self.pair.inbound, limits)
 
-    def install_outbound(self, core: Core) -> None:
+    def install_outbound(self, core: Core, now: float) -> None:
         """From us to the initiator."""
-        limits = responder_limits(self.agreement.terms.lifetime)
+        limits = responder_limits(self.agreement.lifetime(core.posix(now)))
         self.agreement.install_outbound(core.kernel, self.pair.outbound, limits)
 
     def remove_inbound(self, core: Core) -> None:
@@ -52,7 +52,7 @@ class Half:
             core.remove_sa(sa)
 
 
-def install_outbound(halves: tuple[Half, ...], core: Core) -> None:
+def install_outbound(halves: tuple[Half, ...], core: Core, now: float) -> None:
     """Make pairs of halves: all that one CREATE asked for, or nothing is left of any.
 
     Raises:
@@ -61,7 +61,7 @@ def install_outbound(halves: tuple[Half, ...], core: Core) -> None:
     whole: list[Half] = []
     try:
         for half in halves:
-            half.install_outbound(core)
+            half.install_outbound(core, now)
             whole.append(half)
     except KernelError:
         for sa in (sa for half in whole for sa in half.pair.outbound):
@@ -169,7 +169,7 @@ class HalfOpens:
             raise PeerError("unexpected-ack", f"no REPLY of ours asked for one, XID {command.xid}")
         self._forget(opened)
         try:
-            install_outbound(opened.halves, self._core)
+            install_outbound(opened.halves, self._core, now)
         except KernelError as error:
             self._core.kernel_refused(error)
             undone(opened.halves, opened.peer, self._core, now)

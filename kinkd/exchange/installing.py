@@ -58,7 +58,8 @@ class Seeds:
 class Agreement:
     """All that both ends must know alike for the SAs of one Quick Mode.
 
-    ``selector`` is our outbound traffic.
+    ``selector`` is our outbound traffic, ``key`` the session key of a ticket that ends at
+    ``ticket_end``, POSIX seconds.
     """
 
     protection: Protection
@@ -66,7 +67,17 @@ class Agreement:
     suite: Suite
     terms: Terms
     key: SessionKey
+    ticket_end: int
     seeds: Seeds
+
+    def lifetime(self, posix: float) -> Lifetime:
+        """Of SAs that are made at ``posix``: as agreed, but not far beyond the ticket's end.
+
+        So an account that was disabled is gone from the network soon after its last ticket.
+        """
+        agreed = self.terms.lifetime
+        left = int(self.ticket_end - posix) + self.protection.profile.ticket_grace
+        return replace(agreed, seconds=max(1, min(agreed.seconds, left)))
 
     def install_inbound(self, kernel: Kernel, sas: Sequence[SaId], limits: SaLimits) -> None:
         """Fill the SPIs that were reserved for the suite's transforms."""
@@ -133,7 +144,7 @@ def pair_of(
         reqid=protection.reqid,
         suite=agreement.suite.name,
         role=role,
-        lifetime=agreement.terms.lifetime,
+        lifetime=agreement.lifetime(core.posix(created)),
         created=int(core.posix(created)),
         epoch=command.epoch,
         xid=command.xid,

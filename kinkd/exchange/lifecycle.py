@@ -230,7 +230,7 @@ class Deleting:
         if self.done is not None:
             self.done(now)
 
-    def again(self) -> Deleting:
+    def again(self, exchange: Exchange, now: float, *, refused: bool) -> Deleting:
         """Nothing was prepared."""
         return self
 
@@ -268,7 +268,7 @@ class Probing:
         """No conclusion may be drawn but that we do not know."""
         self.ended(exchange.peer, False, now)
 
-    def again(self) -> Probing:
+    def again(self, exchange: Exchange, now: float, *, refused: bool) -> Probing:
         """Nothing was prepared."""
         return self
 

@@ -11,22 +11,25 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kinkd.errors import KernelError, LocalError, PeerError
-from kinkd.exchange import remedy
+from kinkd.exchange import remedy, unproven
 from kinkd.exchange.core import Core, Peer
-from kinkd.exchange.effects import FetchTicket, Level, Path
+from kinkd.exchange.effects import Level, Path
 from kinkd.exchange.table import Action, Event, State, step
+from kinkd.exchange.tickets import Tickets
 from kinkd.exchange.timing import TRANSACTION_SECONDS, Timer
 from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
 from kinkd.kerberos import messages
 from kinkd.kerberos.port import Authenticator, Ticket
-from kinkd.model import Principal
 from kinkd.wire import kink
-from kinkd.wire.numbers import KinkErrorCode, MessageType
+from kinkd.wire.numbers import KinkErrorCode, MessageType, kink_error_name
 
-_FIRST_TICKET_RETRY = 1.0  # seconds, doubled at each failure of the KDC
 # A delayed command is accepted as long as its authenticator is fresh (RFC 4120 §3.2.3).
 _LATE_SECONDS = 300.0 + TRANSACTION_SECONDS
 _LATE_COMMANDS = 128  # of one host
+GREATEST_DATAGRAM = 65507
+"""Octets that fit into UDP over IPv4; over IPv6 it would be a few more."""
+USUAL_PATH = 1452
+"""Octets of a datagram that passes whole over IPv4 and IPv6 where the MTU is 1500."""
 
 
 class Purpose(Protocol):
@@ -44,8 +47,10 @@ class Purpose(Protocol):
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
         """The command has failed; undo what ``prepare`` did."""
 
-    def again(self) -> Purpose:
-        """The peer refused; undo what ``prepare`` did, which will be called again.
+    def again(self, exchange: Exchange, now: float, *, refused: bool) -> Purpose:
+        """Undo what ``prepare`` did, which will be called again.
+
+        The peer has ``refused`` what was sent, or else may yet have carried it out.
 
         Returns whom to tell of a late REPLY to what was refused.
         """
@@ -78,6 +83,8 @@ class Exchange:
     hint: str = ""  # an unproven reason why nothing comes back
     refusal: PeerError | None = None  # what the peer has proven to say instead of yes
     remedied: set[int] = field(default_factory=set)  # KRB-ERRORs; each has it begun again once
+    may_renew: bool = False  # there is another ticket, for what nobody has proven
+    renewed: bool = False  # it was begun again with that, once
 
     @property
     def over(self) -> bool:
@@ -97,8 +104,8 @@ class Initiator:
         self._by_xid: dict[int, Exchange] = {}
         self._over: dict[int, Exchange] = {}
         self._late: dict[str, dict[int, Exchange]] = {}  # the same, by host, the oldest first
-        self._waiting: dict[Principal, list[Exchange]] = {}
-        self._fetches: dict[Principal, Timer] = {}
+        self._waiting: dict[str, list[Exchange]] = {}  # for a ticket, by host
+        self.tickets = Tickets(core, self)
         self._epoch_proven: EpochProven = lambda *_: None
 
     def observe_epochs(self, observer: EpochProven) -> None:
@@ -111,6 +118,7 @@ class Initiator:
     def begin(self, purpose: Purpose, peer: Peer, path: Path, now: float) -> Exchange:
         """Start a command. It ends by its purpose's ``complete`` or ``abandon``."""
         exchange = Exchange(purpose, peer, path, now)
+        exchange.may_renew = peer.candidate is not None
         self._obtain_ticket(exchange, now)
         return exchange
 
@@ -119,36 +127,46 @@ class Initiator:
         exchange.hint = reason
         self._step(exchange, Event.CANCEL, now)
 
-    def ticket_ready(self, server: Principal, ticket: Ticket, now: float) -> None:
-        """The answer to ``FetchTicket``."""
-        for exchange in self._waiting.pop(server, ()):
-            exchange.peer.ticket = exchange.ticket = ticket
+    # What ``Tickets`` asks and tells.
+
+    def waits(self, peer: Peer) -> bool:
+        """Whether a command to this peer waits for a ticket."""
+        return peer.host.name in self._waiting
+
+    def ready(self, peer: Peer, ticket: Ticket, now: float) -> None:
+        """It is there."""
+        for exchange in self._waiting.pop(peer.host.name, ()):
+            exchange.ticket = ticket
             self._step(exchange, Event.TICKET, now)
 
-    def ticket_failed(self, server: Principal, reason: str, now: float) -> None:
-        """The other answer: asked again with back-off while anyone still waits for it."""
-        self._core.counters["ticket-unavailable"] += 1
-        waiting = self._waiting.get(server, ())
-        self._core.report(Level.WARNING, "ticket-unavailable", server=str(server), reason=reason)
-        for exchange in waiting:
+    def hint(self, peer: Peer, reason: str) -> None:
+        """It is not."""
+        for exchange in self._waiting.get(peer.host.name, ()):
             exchange.hint = reason
-        if waiting:
-            patience = now - min(exchange.started for exchange in waiting)
-            self._no_fetch(server)
-            self._fetches[server] = self._core.timers.at(
-                now + max(_FIRST_TICKET_RETRY, patience), lambda _: self._fetch_again(server)
-            )
+
+    def replaced(self, peer: Peer, doubted: Ticket) -> None:
+        """What was sent with ``doubted`` begins again where its time T passes unanswered."""
+        for exchange in self._by_xid.values():
+            if exchange.peer is peer and exchange.ticket is doubted:
+                exchange.may_renew = True
+
+    # What comes in.
 
     def receive_reply(self, received: kink.Received, path: Path, now: float) -> None:
         """A REPLY came in. Raises PeerError where it is to be dropped."""
         xid = received.message.xid
         exchange = self._by_xid.get(xid) or self._over.get(xid)
         if exchange is None or exchange.ticket is None:
+            if self.tickets.asking.receive(received, path, now):
+                return
             raise PeerError("unexpected-reply", f"XID {xid} awaits none")
         if (path.local, path.remote) != (exchange.path.local, exchange.path.remote):
             raise PeerError("unexpected-reply", "from another address than was asked")
         if not received.checksum:
-            exchange.hint = _unproven_error(received.message)
+            if exchange.over:
+                raise PeerError("unauthenticated-reply", "to a command that has ended")
+            peer, ticket, said = exchange.peer, exchange.ticket, received.message
+            exchange.hint = unproven.heed(self.tickets, peer, ticket, said, exchange.path, now)
             raise PeerError("unauthenticated-reply", exchange.hint)
         reply = verify_reply(received, exchange.ticket.key, exchange.outstanding)
         asked = exchange.sent_at[reply.attempt]
@@ -158,6 +176,7 @@ class Initiator:
             return
         exchange.peer.round_trip.sample(now - asked)
         exchange.answered = True
+        self.tickets.proven(exchange.peer, exchange.ticket, exchange.path, now)
         event = self._judge(exchange, exchange.ticket, reply, now)
         if reply.ack_request:  # §3.2: after our SAs, and always, whatever we think of the REPLY
             self._acknowledge(exchange, xid, exchange.ticket)
@@ -195,14 +214,15 @@ class Initiator:
             self._core.counters["late-reply"] += 1
             exchange.purpose.late(exchange, reply, now)
 
-    def _begin_again(self, exchange: Exchange, now: float) -> None:
+    def _begin_again(self, exchange: Exchange, now: float, *, refused: bool) -> None:
         """Another transaction for the same purpose.
 
         Nothing of the refused one is used again, neither XID nor what ``prepare`` chose: whoever
         withheld it can have it carried out once the peer's clock comes to its authenticator, and
         keys made of the same nonce and SPI would be used twice. Its REPLY would find it here.
         """
-        spent = replace(exchange, purpose=exchange.purpose.again(), state=State.FAILED)
+        purpose = exchange.purpose.again(exchange, now, refused=refused)
+        spent = replace(exchange, purpose=purpose, state=State.FAILED)
         self._end(spent)
         self._watch(spent, now)
         exchange.xid = exchange.ticket = exchange.timer = None
@@ -211,34 +231,28 @@ class Initiator:
         self._obtain_ticket(exchange, now)
 
     def _obtain_ticket(self, exchange: Exchange, now: float) -> None:
-        ticket = exchange.peer.ticket
-        # RFC 4430 §9 (1): the ticket must outlive a whole transaction.
-        if ticket and ticket.end > self._core.posix(now) + TRANSACTION_SECONDS:
+        ticket = self.tickets.candidate(exchange.peer, now) if exchange.renewed else None
+        if ticket is None:
+            ticket = self.tickets.usable(exchange.peer, exchange.path, now)
+        if ticket is not None:
             exchange.ticket = ticket
             self._step(exchange, Event.TICKET, now)
         else:
             exchange.timer = self._core.timers.at(
                 now + TRANSACTION_SECONDS, lambda then: self._step(exchange, Event.EXHAUSTED, then)
             )
-            self._await_ticket(exchange)
+            self._waiting.setdefault(exchange.peer.host.name, []).append(exchange)
+            self.tickets.want(exchange.peer, exchange.path, now)
 
-    def _await_ticket(self, exchange: Exchange) -> None:
-        server = exchange.peer.host.service
-        waiting = self._waiting.setdefault(server, [])
-        waiting.append(exchange)
-        if len(waiting) == 1:
-            self._fetch_again(server)
-
-    def _fetch_again(self, server: Principal) -> None:
-        self._no_fetch(server)
-        if self._waiting.get(server):
-            self._core.emit(FetchTicket(server))
-
-    def _no_fetch(self, server: Principal) -> None:
-        """One attempt at a time, however often what waits for the ticket changes."""
-        timer = self._fetches.pop(server, None)
-        if timer is not None:
-            timer.cancel()
+    def _timeout(self, exchange: Exchange, now: float, *, last: bool) -> None:
+        """T has passed without an answer that is proven (RFC 4430 §9)."""
+        if last:
+            self._step(exchange, Event.EXHAUSTED, now)
+        elif exchange.may_renew and not exchange.renewed:
+            exchange.renewed = True
+            self._step(exchange, Event.RENEWED, now)
+        else:
+            self._step(exchange, Event.TIMEOUT, now)
 
     def _step(self, exchange: Exchange, event: Event, now: float) -> None:
         exchange.state, action = step(exchange.state, event)
@@ -246,16 +260,16 @@ class Initiator:
             case Action.SEND:
                 self._send(exchange, now)
             case Action.BEGIN_AGAIN:
-                self._begin_again(exchange, now)
+                self._begin_again(exchange, now, refused=event is Event.REMEDIED)
             case Action.COMPLETE:
                 self._end(exchange)
             case Action.ABANDON:
-                # What is wrong may be the ticket: a peer that was re-keyed cannot say so provably.
-                if event is Event.EXHAUSTED:
-                    exchange.peer.ticket = None
                 self._end(exchange)
                 self._watch(exchange, now)
                 exchange.purpose.abandon(exchange, exchange.hint or "no answer", now)
+                # What is wrong may be the ticket: a peer that was re-keyed cannot say so provably.
+                if event is Event.EXHAUSTED and exchange.ticket is not None:
+                    self.tickets.unanswered(exchange.peer, exchange.ticket, exchange.path, now)
             case Action.NOTHING:
                 pass
 
@@ -264,12 +278,11 @@ class Initiator:
             exchange.timer.cancel()
         if exchange.xid is not None:
             self._by_xid.pop(exchange.xid, None)
-        waiting = self._waiting.get(exchange.peer.host.service, [])
+        waiting = self._waiting.get(exchange.peer.host.name, [])
         if exchange in waiting:
             waiting.remove(exchange)
             if not waiting:
-                del self._waiting[exchange.peer.host.service]
-                self._no_fetch(exchange.peer.host.service)
+                del self._waiting[exchange.peer.host.name]
 
     def _watch(self, exchange: Exchange, now: float) -> None:
         """A command that is still in the network may yet be carried out, a REPLY be repeated."""
@@ -314,6 +327,7 @@ class Initiator:
             proof = kink.ApReq(core.epoch, authenticator.ap_req)
             kind = exchange.purpose.type
             datagram = seal(kind, exchange.xid, proof, exchange.inner, ticket.key)
+            _refuse_too_large(datagram, ticket)
         except (LocalError, KernelError, PeerError) as error:
             exchange.hint = str(error)
             self._step(exchange, Event.REFUSED, now)
@@ -323,11 +337,29 @@ class Initiator:
         attempt = len(exchange.outstanding) - 1
         if attempt:
             core.counters["retransmitted"] += 1
+        elif len(datagram) > USUAL_PATH:
+            self._say_large(exchange.peer, ticket, len(datagram))
         core.send(datagram, exchange.path)
         wait = exchange.peer.round_trip.timeout(attempt)
-        exhausted = now + wait > exchange.sent_at[0] + TRANSACTION_SECONDS
-        event = Event.EXHAUSTED if exhausted else Event.TIMEOUT
-        exchange.timer = core.timers.at(now + wait, lambda then: self._step(exchange, event, then))
+        last = now + wait > exchange.sent_at[0] + TRANSACTION_SECONDS
+        exchange.timer = core.timers.at(
+            now + wait, lambda then: self._timeout(exchange, then, last=last)
+        )
+
+    def _say_large(self, peer: Peer, ticket: Ticket, octets: int) -> None:
+        """Fragments are lost more easily than packets, and dropped by many filters."""
+        if peer.said_large is ticket:
+            return
+        peer.said_large = ticket
+        self._core.report(
+            Level.WARNING,
+            "ticket-large",
+            server=str(ticket.server),
+            ticket_octets=ticket.octets,
+            message_octets=octets,
+            hint="messages go in fragments; have the KDC leave the PAC out of this service's "
+            "tickets, see README, Kerberos",
+        )
 
     def _acknowledge(self, exchange: Exchange, xid: int, ticket: Ticket) -> None:
         """RFC 4430 §6.2: the AP-REQ alone, with an authenticator of its own."""
@@ -341,24 +373,12 @@ class Initiator:
         self._core.send(datagram, exchange.path)
 
 
-def _unproven_error(message: kink.Message) -> str:
-    """What an unauthenticated REPLY claims: for people, never acted on (RFC 4430 §4.2.8)."""
-    for payload in message.payloads:
-        match payload:
-            case kink.KinkError():
-                return _kink_error_name(payload.code)
-            case kink.KrbError():
-                return messages.read_krb_error(payload.krb_error).name
-            case _:
-                continue
-    return "a REPLY without Cksum and without an error"
-
-
-def _kink_error_name(code: int) -> str:
-    try:
-        return f"KINK_{KinkErrorCode(code).name}"
-    except ValueError:
-        return f"KINK error {code}"
+def _refuse_too_large(datagram: bytes, ticket: Ticket) -> None:
+    if len(datagram) > GREATEST_DATAGRAM:
+        raise LocalError(
+            f"a message of {len(datagram)} octets does not fit into UDP: the ticket for"
+            f" {ticket.server} has {ticket.octets}; have the KDC leave the PAC out of it"
+        )
 
 
 def _refuse_errors(reply: VerifiedReply) -> None:
@@ -368,7 +388,7 @@ def _refuse_errors(reply: VerifiedReply) -> None:
             case kink.KinkError(code=KinkErrorCode.OK):
                 continue  # §4.2.8: as if it were not there
             case kink.KinkError():
-                raise PeerError("refused-by-peer", _kink_error_name(payload.code))
+                raise PeerError("refused-by-peer", kink_error_name(payload.code))
             case kink.KrbError():
                 raise PeerError("refused-by-peer", messages.read_krb_error(payload.krb_error).name)
             case _:

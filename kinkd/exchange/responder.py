@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from kinkd.errors import KernelError, Malformed, PeerError, TicketRefused
+from kinkd.errors import KernelError, Malformed, PeerError, UserToUserRefused
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Answer, Core
 from kinkd.exchange.debts import InboundSpis
@@ -14,7 +14,7 @@ from kinkd.exchange.halfopen import HalfOpen
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import CommandId, SaPair
 from kinkd.exchange.refusing import krb_error, refuse_provably
-from kinkd.exchange.timing import TokenBucket
+from kinkd.exchange.usertouser import TgtGiving
 from kinkd.exchange.verified import (
     CommandRefused,
     VerifiedCommand,
@@ -30,6 +30,9 @@ from kinkd.wire.numbers import KinkErrorCode, MessageType, NotifyType
 
 _Inner = tuple[kink.Payload, ...]
 
+SMALL_ANSWER = 24
+"""Octets of a KINK_ERROR alone: given to any command, however short."""
+
 
 class Responder:
     """Answers CREATE, DELETE, STATUS and GETTGT."""
@@ -39,18 +42,17 @@ class Responder:
         self._lifecycle = lifecycle
         self._granting = granting
         self.half_open = granting.half_open
-        # RFC 4430 §4.2.8, §10: unprotected answers must not make us a tool of someone else.
-        self._unprotected = TokenBucket(rate=10, burst=20)
+        self.giving = TgtGiving(core)
 
-    def receive_command(self, received: kink.Received, path: Path, now: float) -> None:
-        """A command came in. Raises PeerError where it is dropped without an answer of its own."""
+    def receive_command(self, received: kink.Received, length: int, path: Path, now: float) -> None:
+        """A command came in, in a datagram of ``length`` octets.
+
+        Raises PeerError where it is dropped without an answer of its own.
+        """
         message = received.message
         if message.type is MessageType.GETTGT:
-            raise PeerError(
-                "user-to-user-denied",
-                "no TGT is given out",
-                kink_error=KinkErrorCode.U2UDENIED,  # RFC 4430 §6.6
-            )
+            self.giving.answer(message, length, path, now)
+            return
         opened = open_command(received, self._core.acceptor)
         command = accept_command(received, opened, self._core.acceptor)
         if command.type is MessageType.ACK:
@@ -63,23 +65,41 @@ class Responder:
         )
         self._core.send(datagram, path)
 
-    def refuse(self, error: PeerError, xid: int, path: Path, now: float) -> None:
-        """Answer a command that was not accepted, where RFC 4430 §6.3 wants it."""
+    def refuse(self, error: PeerError, xid: int, length: int, path: Path, now: float) -> None:
+        """Answer a command that was not accepted, where RFC 4430 §6.3 wants it.
+
+        ``length``: its octets; where our TGT is the answer, it must not be longer.
+        """
         payload: kink.Payload
         if isinstance(error, CommandRefused):
             refuse_provably(self._core, error, xid, path, now)
             return
-        if isinstance(error, TicketRefused) and error.krb_error is not None:
+        if isinstance(error, UserToUserRefused) and self._gives_tgt(xid, length, path, now):
+            return
+        if error.krb_error is not None:
             payload = krb_error(self._core, error.krb_error, now)
         elif error.kink_error is not None:
             payload = kink.KinkError(error.kink_error)
         else:
             return
-        if not self._unprotected.take(now):
+        answer = kink.encode(kink.Message(MessageType.REPLY, xid, (payload,)), protected=False)
+        # RFC 4430 §4.2.8, §10: unprotected answers must not make us a tool of someone else.
+        amplified = len(answer) > max(length, SMALL_ANSWER)
+        if amplified or not self._core.unprotected_bucket(path).take(now):
             self._core.counters["unprotected-answer-withheld"] += 1
             return
-        message = kink.Message(MessageType.REPLY, xid, (payload,))
-        self._core.send(kink.encode(message, protected=False), path)
+        self._core.send(answer, path)
+
+    def _gives_tgt(self, xid: int, length: int, path: Path, now: float) -> bool:
+        """RFC 4430 §3.7.1: who has no ticket under our present TGT may make himself one."""
+        if not self._core.policy.between(path.local, path.remote):
+            return False
+        try:
+            self.giving.give(xid, length, path, now)
+        except PeerError:
+            return False
+        self._core.counters["tgt-offered"] += 1
+        return True
 
     def _answer(self, command: VerifiedCommand, path: Path, now: float) -> Answer:
         """What goes into the REPLY: the result, or the error as a payload (RFC 4430 §6.3, §6.4)."""

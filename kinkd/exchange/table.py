@@ -3,9 +3,10 @@
 Every command of RFC 4430 goes the same way at its initiator: a ticket is needed; the command
 is sent, and sent again with a fresh authenticator whenever the timer T runs out (§9); a REPLY
 that verifies ends it well or badly; a full cycle without a ticket or a REPLY ends it badly. A
-refusal that says what to do about it (our clock, our ticket) has it begun again (§3.5).
+refusal that says what to do about it (our clock, our ticket) has it begun again (§3.5), and so has
+silence where there is another ticket to try.
 
-         +-----------remedied-----------+
+         +------remedied, renewed-------+
          v                              |
     NEEDS_TICKET --ticket--> AWAITS_REPLY --accepted--> DONE
          |                     |     ^ |
@@ -42,6 +43,7 @@ class Event(enum.Enum):
     ACCEPTED = enum.auto()
     REFUSED = enum.auto()
     REMEDIED = enum.auto()
+    RENEWED = enum.auto()
     CANCEL = enum.auto()
 
 
@@ -66,6 +68,7 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = MappingProxyTy
         (State.AWAITS_REPLY, Event.ACCEPTED): (State.DONE, Action.COMPLETE),
         (State.AWAITS_REPLY, Event.REFUSED): (State.FAILED, Action.ABANDON),
         (State.AWAITS_REPLY, Event.REMEDIED): (State.NEEDS_TICKET, Action.BEGIN_AGAIN),
+        (State.AWAITS_REPLY, Event.RENEWED): (State.NEEDS_TICKET, Action.BEGIN_AGAIN),
         (State.AWAITS_REPLY, Event.CANCEL): (State.FAILED, Action.ABANDON),
     }
 )

@@ -88,6 +88,12 @@ class RoundTrip:
         return max(1.0, 2 * (self.smoothed or 0.0))
 
 
+def back_off(failures: int, longest: float, random: Callable[[int], bytes]) -> float:
+    """Seconds to wait after so many failures: doubled each time, and no host like another."""
+    jitter = 0.5 + int.from_bytes(random(4), "big") / (1 << 32)
+    return float(min(longest, 2.0 ** min(failures - 1, 16)) * jitter)
+
+
 class TokenBucket:
     """A bound on how often something is done: ``rate`` a second, bursts of ``burst``."""
 

@@ -1,9 +1,10 @@
 """The few calls of libkrb5 that GSSAPI lacks, by cffi's ABI mode (MIT krb5 1.20 and later).
 
-Three things only: credentials caches in memory, how a host's own credentials get there, and what
-is in them; a keytab copied into memory; the decryption of a ticket with it. Everything is a value
-once it leaves this module; handles stay inside. MIT's MEMORY caches and keytabs are the process's
-own and locked: names and handles may cross threads, contexts may not, so each thread has one.
+Four things only: credentials caches in memory, how a host's own credentials get there, and what is
+in them; a keytab in memory; the decryption of a ticket with it; user-to-user tickets. Everything
+is a value once it leaves this module; handles stay inside. MIT's MEMORY caches and keytabs are the
+process's own and locked: names and handles may cross threads, contexts may not, so each thread has
+one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from cffi import FFI
 
@@ -25,6 +26,7 @@ from kinkd.model import Principal, Secret
 KRB5_BASE = -1765328384  # com_err's table "krb5": the base plus a code of RFC 4120 §7.5.9
 KRB5_CC_END = KRB5_BASE + 142
 KRB5_KT_END = KRB5_BASE + 182
+_GC_USER_USER, _GC_NO_STORE = 1, 8
 
 CData = Any  # what cffi hands out: it has no static type
 
@@ -91,6 +93,9 @@ _ffi.cdef(
     krb5_error_code krb5_cc_close(krb5_context, krb5_ccache);
     krb5_error_code krb5_cc_destroy(krb5_context, krb5_ccache);
     void krb5_free_cred_contents(krb5_context, krb5_creds *);
+    void krb5_free_creds(krb5_context, krb5_creds *);
+    krb5_error_code krb5_get_credentials(
+        krb5_context, int32_t, krb5_ccache, krb5_creds *, krb5_creds **);
     krb5_error_code krb5_get_init_creds_keytab(
         krb5_context, krb5_creds *, krb5_principal, krb5_keytab, int32_t, const char *, void *);
 
@@ -271,8 +276,36 @@ def initial_credentials(keytab: str, client: Principal) -> MemoryCcache:
     return ccache
 
 
-def copy_default_ccache(wanted: Callable[[Credential], bool]) -> tuple[Principal, MemoryCcache]:
-    """The client of the user's credentials cache, and a copy of its tickets that are ``wanted``.
+def user_to_user(
+    ccache: MemoryCcache, client: Principal, server: Principal, tgt: bytes
+) -> Credential:
+    """A ticket for ``server`` in the session key of its ``tgt`` (RFC 4120 §3.3.3), from the KDC.
+
+    ``ccache`` holds the client's own TGT. Can take seconds where the KDC does not answer.
+
+    Raises:
+        Krb5Error: what the KDC or libkrb5 has against it.
+    """
+    context, lib = _context(), _lib()
+    wanted, found = _ffi.new("krb5_creds *"), _ffi.new("krb5_creds **")
+    octets = _ffi.from_buffer("char[]", tgt)
+    with _parsed(client) as ours, _parsed(server) as theirs:
+        wanted.client, wanted.server = ours, theirs
+        wanted.second_ticket.length, wanted.second_ticket.data = len(tgt), octets
+        options = _GC_USER_USER | _GC_NO_STORE
+        _check(lib.krb5_get_credentials(context, options, ccache._handle, wanted, found))
+    try:
+        return _credential(found[0])
+    finally:
+        lib.krb5_free_creds(context, found[0])
+
+
+def copy_ccache(
+    name: str | None, wanted: Callable[[Credential], bool]
+) -> tuple[Principal, MemoryCcache]:
+    """The client of a credentials cache, and a copy of its tickets that are ``wanted``.
+
+    ``name``: like ``FILE:/run/user/1000/krb5cc``; None: the user's default one.
 
     Raises:
         Krb5Error: there is none.
@@ -281,7 +314,10 @@ def copy_default_ccache(wanted: Callable[[Credential], bool]) -> tuple[Principal
     # A context remembers the default cache's name: a fresh one looks at KRB5CCNAME again.
     _thread.context = None
     handle = _ffi.new("krb5_ccache *")
-    _check(lib.krb5_cc_default(_context(), handle))
+    if name is None:
+        _check(lib.krb5_cc_default(_context(), handle))
+    else:
+        _check(lib.krb5_cc_resolve(_context(), name.encode(), handle))
     try:
         with _ccache_client(handle[0]) as client:
             return _principal(client), _copy(handle[0], wanted)
@@ -358,15 +394,12 @@ def _copy(handle: CData, wanted: Callable[[Credential], bool]) -> MemoryCcache:
 
 
 class MemoryKeytab:
-    """The keys of a keytab file as they were when it was read, gone with the object.
+    """Keys in this process's memory, gone with the object; at first none.
 
     ``name`` is what GSSAPI's credential store calls it.
-
-    Raises:
-        Krb5Error: the file cannot be read; ``code`` may be an errno.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self) -> None:
         _thread.context = None  # krb5.conf's permitted_enctypes decide what decrypt may use
         context, lib = _context(), _lib()
         self.name = f"MEMORY:kinkd-{os.getpid()}-{next(_numbers)}"
@@ -374,11 +407,34 @@ class MemoryKeytab:
         _check(lib.krb5_kt_resolve(context, self.name.encode(), handle))
         self._handle = handle[0]
         weakref.finalize(self, _close_keytab, handle[0])
+        self.entries: tuple[KeytabEntry, ...] = ()
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """The keys of a keytab file as they are now.
+
+        Raises:
+            Krb5Error: it cannot be read; ``code`` may be an errno.
+        """
+        keytab = cls()
+        context, lib = _context(), _lib()
         entries = []
         for entry in _each_key(path):
             entries.append(KeytabEntry(_principal(entry.principal), entry.vno, entry.key.enctype))
-            _check(lib.krb5_kt_add_entry(context, self._handle, entry))
-        self.entries: tuple[KeytabEntry, ...] = tuple(entries)
+            _check(lib.krb5_kt_add_entry(context, keytab._handle, entry))
+        keytab.entries = tuple(entries)
+        return keytab
+
+    def add(self, principal: Principal, etype: int, key: Secret) -> None:
+        """Add a key that is no file's: the session key of a TGT. Raises Krb5Error."""
+        context, lib = _context(), _lib()
+        entry = _ffi.new("krb5_keytab_entry *")
+        contents = _ffi.from_buffer("unsigned char[]", key.value)
+        with _parsed(principal) as name:
+            entry.principal = name
+            entry.key.enctype, entry.key.length, entry.key.contents = etype, len(key), contents
+            _check(lib.krb5_kt_add_entry(context, self._handle, entry))  # copies it
+        self.entries = (*self.entries, KeytabEntry(principal, 0, etype))
 
     def decrypt(self, ticket: bytes) -> EncryptedPart:
         """The encrypted part of a ``ticket`` (DER), by whichever key opens it.

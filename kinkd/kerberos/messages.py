@@ -82,6 +82,11 @@ class ApReq:
     authenticator_etype: int
     authenticator_cipher: bytes = field(repr=False)
 
+    @property
+    def user_to_user(self) -> bool:
+        """Whether the ticket is encrypted in a session key, and in no long-term one."""
+        return bool(self.ap_options & AP_OPTION_USE_SESSION_KEY)
+
 
 @dataclass(frozen=True, slots=True)
 class EncTicket:
@@ -260,7 +265,13 @@ def unused_time(posix: float, last: int) -> int:
 
 
 def build_ap_req(
-    ticket_raw: bytes, key: SessionKey, client: Principal, ctime: int, cusec: int
+    ticket_raw: bytes,
+    key: SessionKey,
+    client: Principal,
+    ctime: int,
+    cusec: int,
+    *,
+    user_to_user: bool = False,
 ) -> bytes:
     """A KRB_AP_REQ that requires mutual authentication: no checksum, subkey or sequence number.
 
@@ -270,7 +281,11 @@ def build_ap_req(
         client: whom the ticket names.
         ctime: POSIX seconds; with ``cusec`` never used twice under one key.
         cusec: microseconds.
+        user_to_user: the ticket is encrypted in the session key of its server's TGT.
     """
+    options = AP_OPTION_MUTUAL_REQUIRED  # RFC 4430 §4.2.1
+    if user_to_user:
+        options |= AP_OPTION_USE_SESSION_KEY
     authenticator = der.application(
         Tag.AUTHENTICATOR,
         der.field(0, der.integer(_PVNO)),
@@ -284,7 +299,7 @@ def build_ap_req(
         Tag.AP_REQ,
         der.field(0, der.integer(_PVNO)),
         der.field(1, der.integer(Tag.AP_REQ)),
-        der.field(2, der.flags(AP_OPTION_MUTUAL_REQUIRED)),  # RFC 4430 §4.2.1
+        der.field(2, der.flags(options)),
         der.field(3, ticket_raw),
         der.field(4, _encrypted_data(key.etype, None, cipher)),
     )
@@ -345,8 +360,17 @@ def build_krb_error(
     )
 
 
-def build_ticket(server: Principal, kvno: int, key: SessionKey, part: EncTicket) -> bytes:
-    """A Ticket for ``server`` under its long-term ``key``, as a KDC mints it (RFC 4120 §5.3)."""
+def build_ticket(
+    server: Principal,
+    kvno: int,
+    key: SessionKey,
+    part: EncTicket,
+    authorization_data: bytes = b"",
+) -> bytes:
+    """A Ticket for ``server`` under its long-term ``key``, as a KDC mints it (RFC 4120 §5.3).
+
+    ``authorization_data``: DER (§5.2.6); what a PAC would be in.
+    """
     session = der.sequence(
         der.field(0, der.integer(part.session_etype)),
         der.field(1, der.octets(bytes(part.session_key.value))),
@@ -361,6 +385,7 @@ def build_ticket(server: Principal, kvno: int, key: SessionKey, part: EncTicket)
         der.field(5, der.kerberos_time(part.authtime)),
         der.field(6, der.kerberos_time(part.start)),
         der.field(7, der.kerberos_time(part.end)),
+        der.field(10, authorization_data) if authorization_data else b"",
     )
     return der.application(
         Tag.TICKET,

@@ -7,17 +7,23 @@ tickets a KDC would. They read captures, and join two peers in memory.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from kinkd.errors import LocalError, PeerError, TicketRefused, TicketUnavailable
+from kinkd.errors import (
+    LocalError,
+    PeerError,
+    TicketRefused,
+    TicketUnavailable,
+    UserToUserRefused,
+)
 from kinkd.kerberos import etypes, messages
 from kinkd.kerberos.etypes import Key
 from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.kerberos.messages import ApReq, AuthenticatorPart, EncTicket, TicketHeader, Usage
-from kinkd.kerberos.port import Accepted, Authenticator, OpenedTicket, SessionKey
+from kinkd.kerberos.port import Accepted, Authenticator, OpenedTicket, SessionKey, Tgt
 from kinkd.model import Principal
 
 REPLAYS: Final = 1 << 16  # authenticators remembered at once
@@ -33,6 +39,9 @@ _SKEW: Final = 37
 _MSG_TYPE: Final = 40
 _BADKEYVER: Final = 44
 _NOKEY: Final = 45
+_USER_TO_USER_REQUIRED: Final = 69
+_SERVER_NOMATCH: Final = 26
+_MUST_USE_USER_TO_USER: Final = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,11 @@ class OfflineAcceptor:
         self._clock = clock
         self._skew = skew
         self._replays = _ReplayTable(replays)
+        self._tgts: list[Tgt] = []
+
+    def add_tgt(self, tgt: Tgt) -> None:
+        """Open what is encrypted in its session key, until it ends (see ``port.Acceptor``)."""
+        self._tgts.append(tgt)
 
     def open(self, ap_req: bytes) -> OpenedTicket:
         """Decrypt the ticket with the keytab. Changes nothing.
@@ -100,10 +114,12 @@ class OfflineAcceptor:
         Raises:
             TicketRefused: 31 (wrong key), 44 (kvno not here), 45 (no key of the etype), 14
                 (session key of an etype that KINK does not use), 33 (ticket flagged invalid),
-                40 (not an AP-REQ, or a ticket that cannot be read).
+                40 (not an AP-REQ, or a ticket that cannot be read), 69 (there is no keytab).
+            UserToUserRefused: no TGT opens it.
         """
-        ticket = self._read_ap_req(ap_req).ticket
-        plain = self._decrypt(ticket)
+        request = self._read_ap_req(ap_req)
+        ticket = request.ticket
+        plain = (self._decrypt_user_to_user if request.user_to_user else self._decrypt)(ticket)
         try:
             part = messages.read_enc_ticket(plain)
         except PeerError as error:
@@ -119,6 +135,7 @@ class OfflineAcceptor:
             end=part.end,
             octets=len(ticket.raw),
             ap_req=ap_req,
+            user_to_user=request.user_to_user,
         )
 
     def accept(self, opened: OpenedTicket) -> Accepted:
@@ -164,7 +181,22 @@ class OfflineAcceptor:
         except PeerError as error:
             raise _malformed(error) from None
 
+    def _decrypt_user_to_user(self, ticket: TicketHeader) -> bytes:
+        now = self._clock()
+        self._tgts = [tgt for tgt in self._tgts if tgt.end > now]
+        for tgt in reversed(self._tgts):
+            if tgt.etype == ticket.etype:
+                try:
+                    return etypes.key(tgt.etype, tgt.key).decrypt(Usage.TICKET, ticket.cipher)
+                except PeerError:  # under another one's key
+                    continue
+        detail = f"no TGT of ours opens the ticket for {ticket.sname}"
+        raise UserToUserRefused("user-to-user-unknown-tgt", detail, _BAD_INTEGRITY)
+
     def _decrypt(self, ticket: TicketHeader) -> bytes:
+        if not self._keys:
+            detail = "there is no keytab here: user-to-user is the only way"
+            raise TicketRefused("user-to-user-required", detail, _USER_TO_USER_REQUIRED)
         candidates = [each for each in self._keys if each.key.etype == ticket.etype]
         if not candidates:
             detail = f"the keytab has no key of etype {ticket.etype} for {ticket.sname}"
@@ -186,7 +218,7 @@ class OfflineAcceptor:
 class OfflineTicket:
     """``port.Ticket``: a minted ticket and its session key."""
 
-    __slots__ = ("_clock", "_last", "_raw", "client", "end", "key", "server")
+    __slots__ = ("_clock", "_last", "_raw", "_user_to_user", "client", "end", "key", "server")
 
     def __init__(
         self,
@@ -196,9 +228,12 @@ class OfflineTicket:
         server: Principal,
         end: int,
         clock: Callable[[], float],
+        *,
+        user_to_user: bool = False,
     ) -> None:
         self.client = client
         self.server = server
+        self._user_to_user = user_to_user
         self.key = key
         self.end = end
         self._raw = raw
@@ -217,7 +252,9 @@ class OfflineTicket:
         """A new AP-REQ. Its time is the clock's and ``offset``, or what follows the last one's."""
         self._last = messages.unused_time(self._clock() + offset, self._last)
         ctime, cusec = divmod(self._last, 1_000_000)
-        ap_req = messages.build_ap_req(self._raw, self.key, self.client, ctime, cusec)
+        ap_req = messages.build_ap_req(
+            self._raw, self.key, self.client, ctime, cusec, user_to_user=self._user_to_user
+        )
         return Authenticator(ap_req, ctime, cusec, offset)
 
 
@@ -231,6 +268,8 @@ class OfflineTicketSource:
         session_etype: the etype of the session keys.
         lifetime: of a ticket, seconds.
         host_clock: the client's own clock, by which authenticators are made; None: the KDC's.
+        tgs: the KDC's own key, the same for all sources of a realm; None: no user-to-user.
+        user_to_user_only: principals that are given no service tickets (RFC 4120 §7.5.9, 27).
     """
 
     def __init__(
@@ -241,6 +280,8 @@ class OfflineTicketSource:
         session_etype: int = 18,
         lifetime: int = 36000,
         host_clock: Callable[[], float] | None = None,
+        tgs: Key | None = None,
+        user_to_user_only: Collection[Principal] = (),
     ) -> None:
         self._client = client
         self._server_keys = server_keys
@@ -248,17 +289,53 @@ class OfflineTicketSource:
         self._session_etype = session_etype
         self._lifetime = lifetime
         self._host_clock = host_clock or clock
+        self._tgs = tgs
+        self._user_to_user_only = user_to_user_only
+        self._held: Tgt | None = None
 
-    def fetch(self, server: Principal) -> OfflineTicket:
-        """A ticket for ``server`` with a session key of its own.
+    def fetch(self, server: Principal, tgt: bytes | None = None) -> OfflineTicket:
+        """A ticket for ``server`` with a session key of its own; with its ``tgt`` user-to-user.
 
         Raises:
-            TicketUnavailable: no key of such a service was given.
+            TicketUnavailable: no key of such a service was given, or the TGT is another's.
         """
-        if server not in self._server_keys:
-            raise TicketUnavailable(f"Server {server} not found in Kerberos database")
-        kvno, server_key = self._server_keys[server]
+        if tgt is not None:
+            kvno, server_key = 0, self._session_key_of(server, tgt)
+        elif server not in self._server_keys:
+            raise TicketUnavailable(f"Server {server} not found in Kerberos database", 7)
+        elif server in self._user_to_user_only:
+            raise TicketUnavailable(
+                f"the KDC gives tickets for {server} user-to-user alone", _MUST_USE_USER_TO_USER
+            )
+        else:
+            kvno, server_key = self._server_keys[server]
         session = etypes.random_key(self._session_etype)
+        raw, end = self._mint(server, kvno, server_key, session)
+        return OfflineTicket(
+            raw,
+            session,
+            self._client,
+            server,
+            end,
+            self._host_clock,
+            user_to_user=tgt is not None,
+        )
+
+    def tgt(self) -> Tgt:
+        """The client's TGT: the same one while half of it is left."""
+        now = self._clock()
+        if self._held is None or self._held.end < now + self._lifetime / 2:
+            if self._tgs is None:
+                raise TicketUnavailable("this KDC gives no TGT")
+            server = Principal(("krbtgt", self._client.realm), self._client.realm)
+            session = etypes.random_key(self._session_etype)
+            raw, end = self._mint(server, 1, self._tgs, session)
+            self._held = Tgt(self._client, raw, session.etype, session.secret, end)
+        return self._held
+
+    def _mint(
+        self, server: Principal, kvno: int, server_key: Key, session: Key
+    ) -> tuple[bytes, int]:
         now = int(self._clock())
         part = EncTicket(
             client=self._client,
@@ -269,8 +346,22 @@ class OfflineTicketSource:
             start=now,
             end=now + self._lifetime,
         )
-        raw = messages.build_ticket(server, kvno, server_key, part)
-        return OfflineTicket(raw, session, self._client, server, part.end, self._host_clock)
+        return messages.build_ticket(server, kvno, server_key, part), part.end
+
+    def _session_key_of(self, server: Principal, tgt: bytes) -> Key:
+        """RFC 4120 §3.3.3: the additional ticket must be a TGT, and that of the server."""
+        try:
+            header = messages.read_ticket(tgt)
+            if self._tgs is None or header.sname.components[0] != "krbtgt":
+                raise TicketUnavailable("the additional ticket is no TGT", 13)
+            part = messages.read_enc_ticket(self._tgs.decrypt(Usage.TICKET, header.cipher))
+        except PeerError as error:
+            raise TicketUnavailable(str(error), _BAD_INTEGRITY) from None
+        if part.client != server:
+            raise TicketUnavailable(f"that TGT is of {part.client}", _SERVER_NOMATCH)
+        if part.end <= self._clock():
+            raise TicketUnavailable("the additional ticket has ended", _TKT_EXPIRED)
+        return etypes.key(part.session_etype, part.session_key)
 
 
 def _malformed(error: PeerError) -> TicketRefused:

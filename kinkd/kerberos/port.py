@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kinkd.model import Principal
+from kinkd.model import Principal, Secret
 
 
 class SessionKey(Protocol):
@@ -88,6 +88,7 @@ class OpenedTicket:
     end: int  # POSIX seconds
     octets: int  # size of the encoded ticket
     ap_req: bytes = field(repr=False)
+    user_to_user: bool = False  # it is encrypted in the session key of a TGT of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +100,43 @@ class Accepted:
     cusec: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tgt:
+    """A ticket-granting ticket of ours, for peers that key us user-to-user (RFC 4430 §3.1).
+
+    Never an inter-realm one. Its session key opens what the KDC makes of it for them.
+    """
+
+    client: Principal
+    ticket: bytes = field(repr=False)  # DER
+    etype: int
+    key: Secret  # whoever holds the TGT last wipes it
+    end: int  # POSIX seconds
+
+
 class Acceptor(Protocol):
     """The responder's side of RFC 4120 §3.2.3, in the two steps that the Cksum comes between."""
 
     def open(self, ap_req: bytes) -> OpenedTicket:
-        """Decrypt the ticket with the keytab. Changes nothing.
+        """Decrypt the ticket. Changes nothing.
+
+        With the keytab; one for user-to-user, as its AP-REQ says (USE-SESSION-KEY, RFC 4120
+        §5.5.1), with the session key of a TGT that ``add_tgt`` was given, and no other key.
 
         Raises:
+            UserToUserRefused: none of them opens it (RFC 4430 §3.7.1).
             TicketRefused: with the KRB-ERROR code to relay: 31 (wrong key), 44/45 (key not here),
-                14 (session key of an etype that KINK does not use), 40 (not an AP-REQ).
+                14 (session key of an etype that KINK does not use), 40 (not an AP-REQ),
+                69 (there is no keytab: user-to-user is the only way).
+        """
+
+    def add_tgt(self, tgt: Tgt) -> None:
+        """From now on, until it ends, what is encrypted in the session key of ``tgt`` is opened.
+
+        Those of before stay until they end: peers still have tickets under them.
+
+        Raises:
+            LocalError: it cannot be used.
         """
 
     def accept(self, opened: OpenedTicket) -> Accepted:
@@ -121,9 +150,18 @@ class Acceptor(Protocol):
 class TicketSource(Protocol):
     """The initiator's side: tickets from the KDC. Blocks; thread-safe."""
 
-    def fetch(self, server: Principal) -> Ticket:
-        """A ticket for ``server``.
+    def fetch(self, server: Principal, tgt: bytes | None = None) -> Ticket:
+        """A new ticket for ``server``; with its ``tgt`` (DER), a user-to-user one (RFC 4120 §3.3).
+
+        A TGT that is not that of ``server`` gets none.
 
         Raises:
             TicketUnavailable: in words, the KDC's or libkrb5's reason.
+        """
+
+    def tgt(self) -> Tgt:
+        """A ticket-granting ticket of our own realm: the one in use, or a new one.
+
+        Raises:
+            TicketUnavailable: as above.
         """

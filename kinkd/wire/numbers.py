@@ -47,6 +47,16 @@ class KinkErrorCode(enum.IntEnum):
     INTERR = 5
     BADQMVERS = 6
     U2UDENIED = 7
+    REQUEST_TOO_SHORT = 8192
+    """Private use, of kinkd: a GETTGT is to be as long as the TGT that it asks for."""
+
+
+def kink_error_name(code: int) -> str:
+    """A KINK_ERROR code in words."""
+    try:
+        return f"KINK_{KinkErrorCode(code).name}"
+    except ValueError:
+        return f"KINK error {code}"
 
 
 class KeyUsage(enum.IntEnum):

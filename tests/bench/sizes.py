@@ -18,7 +18,8 @@ from kinkd.exchange.core import Start
 from kinkd.exchange.effects import FetchTicket, Send
 from kinkd.exchange.effects import Path as Wire
 from kinkd.exchange.endpoint import Endpoint
-from kinkd.kerberos.gss import GssAcceptor, GssTicketSource
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicketSource
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import Host, Lifetime, Principal, Profile
@@ -71,7 +72,7 @@ def ours() -> list[bytes]:
 
 def _exchange(directory: Path, alice: Host, bob: Host) -> list[bytes]:
     suites = frozenset(SUITES)
-    start = Start(1, 0, {4: suites, 6: suites}, secrets.token_bytes)
+    start = Start(1, 0, int, {4: suites, 6: suites}, secrets.token_bytes)
     policies = policy_of(alice, (bob,), PROFILE), policy_of(bob, (alice,), PROFILE)
     endpoints = [
         Endpoint(

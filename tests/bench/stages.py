@@ -27,7 +27,8 @@ from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.installing import Seeds
 from kinkd.exchange.verified import seal
 from kinkd.kerberos import messages
-from kinkd.kerberos.gss import GssAcceptor, GssTicket, GssTicketSource
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicket, GssTicketSource
 from kinkd.kernel import xfrm
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.kernel.port import Sa, SaId
@@ -189,7 +190,7 @@ def whole(
 ) -> None:
     """The responder's core from datagram to datagram, as it runs in the daemon."""
     names = frozenset(SUITES)
-    start = Start(1, 0, {4: names, 6: names}, secrets.token_bytes)
+    start = Start(1, 0, int, {4: names, 6: names}, secrets.token_bytes)
     creds = acquire_cred_from(
         {b"keytab": keytab.encode(), b"rcache": f"file2:{keytab}.rcache".encode()},
         mechs=[MechType.kerberos],

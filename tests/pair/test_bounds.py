@@ -307,9 +307,16 @@ def test_our_own_commands_go_to_port_910_whatever_port_a_peer_sent_from() -> Non
     assert ports == {MessageType.REPLY: 5555, MessageType.STATUS: 910}
 
 
+@pytest.mark.parametrize(
+    ("length", "words"), [(65600, "65535 is the most"), (65520, "does not fit into UDP")]
+)
 def test_a_command_too_large_to_be_sent_fails_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, length: int, words: str
 ) -> None:
+    world = World()
+    world.acquire("alice", "bob")
+    more = length - len(world.sent[0].datagram)
+
     class Large:
         """A ticket with more group memberships than a datagram holds."""
 
@@ -321,14 +328,14 @@ def test_a_command_too_large_to_be_sent_fails_and_leaves_nothing(
 
         def authenticate(self, offset: float = 0.0) -> Authenticator:
             made = self._ticket.authenticate(offset)
-            return replace(made, ap_req=made.ap_req + bytes(65400))
+            return replace(made, ap_req=made.ap_req + bytes(more))
 
     world = World()
     fetch = world["alice"].tickets.fetch
-    monkeypatch.setattr(world["alice"].tickets, "fetch", lambda server: Large(fetch(server)))
+    monkeypatch.setattr(world["alice"].tickets, "fetch", lambda *asked: Large(fetch(*asked)))
     world.acquire("alice", "bob")
     (failed,) = world["alice"].events("create-failed")
-    assert "65535 is the most" in str(failed["reason"])
+    assert words in str(failed["reason"])
     assert not world["alice"].kernel.states()
     assert not world["alice"].endpoint.commands_under_way
 

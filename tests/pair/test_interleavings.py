@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from kinkd.exchange.effects import Send
 from kinkd.kernel.port import Expire
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import Host, Profile
-from tests.support.pair import ALICE, BOB, FAST, LivingWorld, mirrored
+from kinkd.model import Host, Principal, Profile, UserToUser
+from tests.support.pair import ALICE, BOB, FAST, REALM, LivingWorld, mirrored
 
 SETTLED = 700.0
 """Seconds of a network that works: beyond the longest that a half-pair may live then."""
@@ -36,7 +36,10 @@ WORLDS: dict[str, Callable[[], LivingWorld]] = {
     "ke-or-not": lambda: LivingWorld(replace(FAST, groups=(19, None), esn=(True, False))),
     "second-suite": lambda: LivingWorld(FAST, lacking={"bob": {"aes256gcm16"}}),
     "bundle": lambda: LivingWorld(BUNDLE),
+    "person": lambda: LivingWorld(FAST, hosts=(ALICE, PERSON)),
 }
+JANE = Principal(("jane",), REALM)
+PERSON = Host("bob", JANE, JANE, BOB.addresses, user_to_user=UserToUser.ALWAYS)
 BUNDLE = Profile("bundle", (SUITES["ah-sha256+aes128gcm16"],), FAST.lifetime)
 PASSING = ("esp", "ah+esp")
 
@@ -117,9 +120,13 @@ def assert_well(world: LivingWorld) -> None:
 
 def assert_forgotten(world: LivingWorld) -> None:
     """Nothing that is over is kept, and nothing is ever to be done again."""
+    world.pass_refresh()
     for node in world.nodes.values():
         endpoint = node.endpoint
+        if endpoint._giving._timer is not None:  # a TGT is kept at hand for ever
+            endpoint._giving._timer.cancel()
         assert endpoint.next_timer() is None
+        assert not endpoint._initiator.tickets.asking._by_xid
         assert endpoint.commands_under_way == 0
         assert not list(endpoint.pairs)
         assert not node.kernel.states()

@@ -353,8 +353,12 @@ def test_its_unproven_kerberos_error_ends_nothing() -> None:
     first = world.transactions[0]
     assert_is(world.acquire(), first)
     assert not world.answer(first)
+    (again,) = world.wait(0.5)  # under a new ticket and with another XID, once
+    assert again.message.xid != kink.decode(first.command.octets).message.xid
     assert world.endpoint.commands_under_way == 1
     assert world.endpoint.counters["drop.unauthenticated-reply"] == 1
+    assert not world.answer(first)
+    assert world.endpoint.commands_under_way == 1
 
 
 # --- the policy -------------------------------------------------------------------------------

@@ -155,6 +155,7 @@ def test_after_the_last_pair_no_timer_is_left() -> None:
     world["alice"].endpoint.terminate(BOB, world.now, lambda _: None)
     world.settle()
     world.run(1000)
+    world.pass_refresh()
     assert world["alice"].endpoint.next_timer() is None
     world.acquire("alice", "bob")
     world.run()

@@ -14,7 +14,8 @@ from kinkd.exchange.effects import FetchTicket, Report, Send
 from kinkd.exchange.effects import Path as Route
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.kerberos import messages
-from kinkd.kerberos.gss import GssAcceptor, GssTicket
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicket
 from kinkd.kerberos.port import Authenticator
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.keying.algorithms import SUITES
@@ -56,7 +57,7 @@ class Hosts:
         self.bob = self._endpoint(bob, alice, pair.acceptor(state), 0)
 
     def _endpoint(self, me: Host, peer: Host, acceptor: GssAcceptor, ahead: float) -> Endpoint:
-        start = Start(1000, 0, EVERY_SUITE, bytes)
+        start = Start(1000, 0, int, EVERY_SUITE, bytes)
         kernel = MemoryKernel()
         endpoint = Endpoint(memory.policy_of(me, (peer,)), kernel, acceptor, start)
         endpoint.set_posix(time.time() + ahead)

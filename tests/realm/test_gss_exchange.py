@@ -11,7 +11,8 @@ import pytest
 
 from kinkd.errors import TicketRefused
 from kinkd.kerberos import messages
-from kinkd.kerberos.gss import GssAcceptor, GssTicket
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicket
 from kinkd.kerberos.port import OpenedTicket
 from kinkd.model import Principal
 from tests.support.realm import Realm
@@ -107,7 +108,7 @@ def test_a_replay_is_refused_in_silence(pair: Pair, tmp_path: Path, plain: bool)
 _ACCEPT = """
 import sys
 from kinkd.errors import TicketRefused
-from kinkd.kerberos.gss import GssAcceptor
+from kinkd.kerberos.accepting import GssAcceptor
 acceptor = GssAcceptor(sys.argv[1], sys.argv[2], 0)
 try:
     acceptor.accept(acceptor.open(bytes.fromhex(sys.argv[3])))

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from kinkd.errors import LocalError, TicketRefused
 from kinkd.kerberos import etypes, messages
-from kinkd.kerberos.gss import GssAcceptor, GssTicket, principals
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicket
+from kinkd.kerberos.local import principals
 from kinkd.kerberos.port import Acceptor
 from kinkd.model import Principal
 from tests.support.realm import Realm

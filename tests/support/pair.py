@@ -6,12 +6,15 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 
 from kinkd.document import Document
+from kinkd.errors import TicketUnavailable
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Start
 from kinkd.exchange.effects import (
+    FetchTgt,
     FetchTicket,
     ForgetDebt,
     ForgetPair,
@@ -24,6 +27,7 @@ from kinkd.exchange.effects import (
 )
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
+from kinkd.exchange.xids import permuted
 from kinkd.kerberos import etypes
 from kinkd.kerberos.keytab import KeytabEntry
 from kinkd.kerberos.offline import OfflineAcceptor, OfflineTicketSource
@@ -44,6 +48,7 @@ from kinkd.model import (
     SpdEntry,
     Suite,
     Template,
+    UserToUser,
 )
 from kinkd.policy import model as policy_model
 from kinkd.policy import resolve
@@ -104,6 +109,7 @@ class Node:
     xids: int = 0
     debts: dict[tuple[Path, int], RecordDebt] = field(default_factory=dict)
     kdc_up: bool = True
+    fetched: list[FetchTicket | FetchTgt] = field(default_factory=list)
 
     @property
     def address(self) -> IPAddress:
@@ -172,6 +178,8 @@ class World:
         self.keys = {
             h.service: (1, etypes.key(18, bytes([n + 1]) * 32)) for n, h in enumerate(hosts)
         }
+        self.tgs = etypes.key(18, bytes([0xDC]) * 32)  # the KDC's own
+        self.user_to_user_only = {h.service for h in hosts if h.user_to_user is UserToUser.ALWAYS}
         self.nodes = {h.name: self._node(h, epoch=1000 + n) for n, h in enumerate(hosts)}
 
     def _node(self, me: Host, epoch: int, first_xid: int = 0) -> Node:
@@ -183,17 +191,34 @@ class World:
         clock = lambda: kdc() + self.ahead.get(me.name, 0.0)  # noqa: E731
         policy = self.policy(me)
         kvno, key = self.keys[me.service]
+        keytab = [KeytabEntry(me.service, kvno, 18, key.secret)]
+        if me.user_to_user is UserToUser.ALWAYS:
+            keytab = []
         acceptor = self.acceptors.setdefault(  # its replay cache outlives the daemon
-            me.name, OfflineAcceptor([KeytabEntry(me.service, kvno, 18, key.secret)], clock)
+            me.name, OfflineAcceptor(keytab, clock)
         )
         names = frozenset(SUITES) - self.lacking.get(me.name, set())
         source = self._random(me, epoch)
-        start = Start(epoch, first_xid, {4: names, 6: names}, source.randbytes)
+        start = Start(
+            epoch,
+            first_xid,
+            partial(permuted, me.name.encode(), epoch),
+            {4: names, 6: names},
+            source.randbytes,
+        )
         endpoint = Endpoint(policy, kernel, acceptor, start)
         endpoint.set_posix(POSIX + self.ahead.get(me.name, 0.0))
         for entry in policy.entries:
             kernel.write_policy(entry)
-        tickets = OfflineTicketSource(me.client, self.keys, kdc, host_clock=clock)
+        tickets = OfflineTicketSource(
+            me.client,
+            self.keys,
+            kdc,
+            host_clock=clock,
+            tgs=self.tgs,
+            user_to_user_only=self.user_to_user_only,
+        )
+        endpoint.start(self.now)
         return Node(me, endpoint, kernel, tickets, acceptor)
 
     def _random(self, me: Host, epoch: int) -> random.Random:
@@ -243,9 +268,10 @@ class World:
 
     def settle(self) -> None:
         """Carry out what the endpoints want; datagrams go onto the wire."""
-        busy = True
+        busy, rounds = True, 0
         while busy:
-            busy = False
+            busy, rounds = False, rounds + 1
+            assert rounds < 10_000, "effects without end"
             for node in self.nodes.values():
                 for command in node.endpoint.commands():
                     busy = True
@@ -256,11 +282,8 @@ class World:
             case Send():
                 self.wire.append(command)
                 self.sent.append(command)
-            case FetchTicket(server) if node.kdc_up and server in self.keys:
-                ticket = node.tickets.fetch(server)
-                node.endpoint.ticket_ready(server, ticket, self.now)
-            case FetchTicket(server):
-                node.endpoint.ticket_failed(server, "KDC unreachable", self.now)
+            case FetchTicket() | FetchTgt():
+                self._fetch(node, command)
             case RecordPair(pair):
                 node.journal[pair.inbound[0]] = pair
             case ForgetPair(pair):
@@ -277,6 +300,24 @@ class World:
                 node.reports.append(command)
             case _:
                 pass
+
+    def _fetch(self, node: Node, wanted: FetchTicket | FetchTgt) -> None:
+        """As the application's workers do."""
+        node.fetched.append(wanted)
+        try:
+            if not node.kdc_up:
+                raise TicketUnavailable("KDC unreachable")  # noqa: TRY301  # as a source does
+            if isinstance(wanted, FetchTgt):
+                node.endpoint.tgt_ready(node.tickets.tgt(), self.now)
+                return
+            ticket = node.tickets.fetch(wanted.server, wanted.tgt)
+        except TicketUnavailable as error:
+            if isinstance(wanted, FetchTgt):
+                node.endpoint.tgt_failed(error, self.now)
+            else:
+                node.endpoint.ticket_failed(wanted.server, error, self.now)
+            return
+        node.endpoint.ticket_ready(wanted.server, ticket, self.now)
 
     def deliver(self, send: Send) -> None:
         """Hand one datagram to whoever has its destination address."""
@@ -299,6 +340,12 @@ class World:
                 break
             self.advance(max(self.now, due))
         self.advance(end)
+
+    def pass_refresh(self) -> None:
+        """Let the hosts come past the time at which they would fetch tickets early."""
+        for node in self.nodes.values():
+            node.endpoint.tick(self.now + 36000)
+        self.settle()
 
     def advance(self, now: float) -> None:
         """Turn the clock; timers that are due run."""
@@ -352,11 +399,16 @@ class LivingWorld(World):
 
     STEP = 5.0  # seconds at most that a kernel is late
 
-    def __init__(self, profile: Profile = FAST, lacking: dict[str, set[str]] | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile = FAST,
+        lacking: dict[str, set[str]] | None = None,
+        hosts: tuple[Host, ...] = (ALICE, BOB),
+    ) -> None:
         self.kernels_count = True  # else their SAs live for ever
         self._lives = 0
         self._gone: dict[str, set[tuple[SaId, bytes]]] = {}
-        super().__init__(profile=profile, lacking=lacking)
+        super().__init__(hosts, profile=profile, lacking=lacking)
 
     def _node(self, me: Host, epoch: int, first_xid: int = 0) -> Node:
         gone = self._gone.setdefault(me.name, set())
@@ -399,6 +451,7 @@ class LivingWorld(World):
         old = self.nodes[name]
         me, pairs = old.host, list(old.journal.values())
         survived = bool(pairs) and not reboot
+        self.acceptors[name]._tgts.clear()  # their session keys are nowhere else
         epoch = old.endpoint.epoch if survived else old.endpoint.epoch + 16
         if reboot:
             if isinstance(old.kernel, WatchedKernel):

@@ -148,7 +148,11 @@ class Endpointed:
         self.recording, self.kernel, self.now = recording, kernel, 0.0
         acceptor = OfflineAcceptor(entries or recording.entries, lambda: self.now)
         start = Start(
-            self.epoch, 0, {4: SUITE_NAMES, 6: SUITE_NAMES}, randomness([*nonces, b"n" * 32])
+            self.epoch,
+            0,
+            int,  # as it counts them itself
+            {4: SUITE_NAMES, 6: SUITE_NAMES},
+            randomness([*nonces, b"n" * 32]),
         )
         self.policy = policy_of(recording, self.name)
         self.endpoint = Endpoint(self.policy, kernel, acceptor, start)

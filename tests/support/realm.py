@@ -103,9 +103,10 @@ class Realm:
         self.directory.mkdir(parents=True, exist_ok=True)
         names = [ETYPES[etype] for etype in self.etypes]
         host = f"[{address}]" if ipaddress.ip_address(address).version == 6 else address
+        self.server = f"{host}:{self.port}"
         values = {
             "name": name,
-            "server": f"{host}:{self.port}",
+            "server": self.server,
             "directory": self.directory,
             "etypes": " ".join(names),
             "salted": " ".join(f"{each}:normal" for each in names),
@@ -161,6 +162,41 @@ class Realm:
             self.write_keytab(keytab, full)
         return full
 
+    def add_person(self, name: str, password: str, *, attributes: Sequence[str] = ()) -> str:
+        """Add a principal with a password and no keytab; gives its full name."""
+        full = f"{name}@{self.name}"
+        self._kadmin("addprinc", "-pw", password, *attributes, full)
+        return full
+
+    def kinit(
+        self, name: str, password: str, ccache: str, *options: str, prefix: Sequence[str] = ()
+    ) -> None:
+        """A person types the password; the TGT goes into ``ccache``, a new one each time.
+
+        ``prefix``: a command that runs kinit where the person is.
+        """
+        done = subprocess.run(
+            [*prefix, _find("kinit"), "-c", ccache, *options, f"{name}@{self.name}"],
+            env=self._environment(),
+            input=password + "\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RealmError(f"kinit: {done.stderr.strip()}")
+
+    def add_host(self, name: str, keytab: Path) -> tuple[str, str]:
+        """Add a host of example.test; gives the names of its service and of its client."""
+        service = self.add(f"kink/{name}.example.test", keytab=keytab)
+        return service, service
+
+    def trust(self, other: Realm) -> None:
+        """Clients of either get tickets in the other (RFC 4120 §1.2)."""
+        for issuer, target in ((self, other), (other, self)):
+            for realm in (issuer, target):
+                realm._kadmin("addprinc", "-pw", "trust", f"krbtgt/{target.name}@{issuer.name}")
+
     def write_keytab(self, keytab: Path, *principals: str) -> None:
         """Append the present keys of ``principals`` to a keytab."""
         self._kadmin("ktadd", "-k", str(keytab.absolute()), "-norandkey", *principals)
@@ -168,6 +204,14 @@ class Realm:
     def change_key(self, principal: str, *, etypes: Sequence[int] = ()) -> None:
         """New random keys with the next kvno; no keytab learns of them."""
         self._kadmin("cpw", "-randkey", *_enctypes(etypes), principal)
+
+    def disable(self, principal: str) -> None:
+        """No more tickets of it or for it."""
+        self._kadmin("modprinc", "-allow_tix", principal)
+
+    def requests(self) -> list[str]:
+        """The lines that the KDC has logged, one for each request."""
+        return [line for line in self._log.read_text().splitlines() if "_REQ (" in line]
 
     def delete(self, principal: str) -> None:
         """Take a principal out of the database."""
@@ -210,7 +254,7 @@ class Realm:
         except subprocess.TimeoutExpired:
             kdc.kill()
             _, said = kdc.communicate()
-        return said.decode(errors="replace").strip()
+        return (said or b"").decode(errors="replace").strip()
 
     def __enter__(self) -> Self:
         self.create()
@@ -256,6 +300,23 @@ class Realm:
         return done.stdout + done.stderr
 
 
+def connect(realms: Sequence[Realm], paths: Sequence[tuple[str, str, str]] = ()) -> None:
+    """Let the hosts of each know the KDCs of all.
+
+    ``paths``: (client realm, server realm, over which one): [capaths] of krb5.conf(5).
+    """
+    kdcs = "".join(
+        f"    {each.name} = {{\n        kdc = {each.server}\n    }}\n" for each in realms
+    )
+    capaths = "[capaths]\n" if paths else ""
+    for client, server, between in paths:
+        capaths += f"    {client} = {{\n        {server} = {between}\n    }}\n"
+    for each in realms:
+        text = each.config.read_text()
+        head = text[: text.index("[realms]")]
+        each.config.write_text(f"{head}[realms]\n{kdcs}{capaths}")
+
+
 def free_port(address: str) -> int:
     """A port of ``address`` that is free on UDP and TCP at this moment."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -281,5 +342,5 @@ def _enctypes(etypes: Sequence[int]) -> list[str]:
 def _find(name: str) -> str:
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        raise RealmError(f"{name} is missing: install krb5-kdc and krb5-admin-server")
+        raise RealmError(f"{name} is missing: tests/run installs it")
     return found

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kinkd.kerberos.gss import GssAcceptor, GssTicketSource
+from kinkd.kerberos.accepting import GssAcceptor
+from kinkd.kerberos.gss import GssTicketSource
 from kinkd.model import Principal
 from tests.support.realm import Realm
 

@@ -1,7 +1,7 @@
 """The statements of RFC 4430: what stands for each, and which tests prove it.
 
-``tests/data/rfc4430.tsv`` says of each statement, in our own words, whether it is proven, comes
-later, or does not apply. Tests name what they prove by ``@pytest.mark.rfc``. Where the
+``tests/data/rfc4430.tsv`` says of each statement, in our own words, whether it is proven or does
+not apply. Tests name what they prove by ``@pytest.mark.rfc``. Where the
 environment has KINKD_PROOFS, pytest appends to that file what passed, a line each, over as many
 runs as there are layers; ``python -m tests.support.requirements FILE`` tells the result.
 """
@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parents[1]
 TABLE = TESTS / "data" / "rfc4430.tsv"
 LAYERS = ("unit", "pair", "realm")
 """Where a statement's proof has to be: layers that run everywhere, in moments."""
-STATUSES = ("proven", "later", "not applicable")
+STATUSES = ("proven", "not applicable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def summary(proofs: Proofs) -> str:
     count = {status: sum(s.status == status for s in table) for status in STATUSES}
     lines = [
         f"RFC 4430: {len(table)} statements, {count['proven']} proven by tests, "
-        f"{count['later']} left for later, {count['not applicable']} not applicable"
+        f"{count['not applicable']} not applicable"
     ]
     absent = sum(s.status == "proven" and s.id not in proofs for s in table)
     if absent:

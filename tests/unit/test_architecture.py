@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
         "keying",
         "policy.match",
         "kerberos.port",
-        "kerberos.messages",  # pure: AP-REP and KRB-ERROR to and from octets
+        "kerberos.messages",
+        "kerberos.names",  # pure: AP-REP and KRB-ERROR to and from octets
         "kernel.port",
     },
     "decode": {"errors", "model", "decode", "wire", "keying", "kerberos"},

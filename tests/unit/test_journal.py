@@ -102,7 +102,7 @@ def agreement(known: SaPair, reqid: int = REQID) -> Agreement:
     terms = Terms(known.mode, known.lifetime)
     key = etypes.key(18, bytes(32))
     suite = SUITES[known.suite]
-    return Agreement(protection, known.selector, suite, terms, key, Seeds(bytes(16)))
+    return Agreement(protection, known.selector, suite, terms, key, 1 << 40, Seeds(bytes(16)))
 
 
 @given(st.lists(pairs, max_size=5, unique_by=lambda p: (p.local, p.sas)))
