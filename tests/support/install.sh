@@ -97,6 +97,24 @@ need_kernel() {
     [[ $where == host ]] || need_packages user-mode-linux
 }
 
+# Heimdal's KDC conflicts with MIT's: it is unpacked beside it and not installed.
+unpack_heimdal() {
+    local root=$cache/heimdal packages
+    packages=(heimdal-kdc heimdal-kcm heimdal-clients libcap-ng0 libdb5.3 libedit2 libbsd0 liblmdb0 libsasl2-2
+        libsqlite3-0 $(apt-cache pkgnames lib | grep -E -- '-heimdal$|^libldap-2\.[0-9]-0$|^libldap2$'))
+    rm -rf "$root" "$root.new" && mkdir -p "$root.new/archives" &&
+        (cd "$root.new/archives" && apt-get download -q "${packages[@]}") || return
+    local archive
+    for archive in "$root.new"/archives/*.deb; do
+        dpkg -x "$archive" "$root.new" || return
+    done
+    rm -rf "$root.new/archives" && mv "$root.new" "$root"
+}
+
+need_heimdal() {
+    [[ -e $cache/heimdal ]] || step "Unpacking Heimdal's KDC below .cache/" unpack_heimdal
+}
+
 build_environment() {
     rm -rf "$cache/venv" &&
         /usr/bin/python3 -m venv "$VIRTUAL_ENV" &&
@@ -123,9 +141,13 @@ command -v apt-get >/dev/null || fail "needs Debian 12 or newer (apt-get is not 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 mkdir -p "$cache" || fail "cannot write to $cache"
 : >"$install_log"
-need_packages ca-certificates gcc iproute2 iputils-ping kmod krb5-admin-server krb5-kdc \
+need_packages ca-certificates faketime gcc iproute2 iputils-ping kmod krb5-admin-server krb5-kdc \
     krb5-user libkrb5-dev procps python3 python3-dev python3-venv tcpdump tshark
 /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "needs Python 3.11 or newer: Debian 12 or newer"
+if [[ -n ${KINKD_LONG-} ]]; then # other KDCs
+    need_packages ldb-tools samba-ad-dc samba-ad-provision
+    need_heimdal
+fi
 need_kernel
 need_environment

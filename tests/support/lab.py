@@ -17,18 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from kinkd.cli import kinkctl
 from tests.support import observe
-from tests.support.realm import Realm
+from tests.support.realm import Realm, connect
 from tests.support.topology import HOSTS, Node, Topology
 
+PASSWORD = "secret"  # of every person
 READY_PATIENCE = 60.0  # seconds; the first SA of an algorithm loads modules
 
 
@@ -57,12 +59,16 @@ class DaemonError(Exception):
 class Host:
     """One host of the lab and its kinkd; files are in ``directory``, the log outlives a start."""
 
-    def __init__(self, node: Node, directory: Path, realm: Realm, policy: Path) -> None:
+    def __init__(
+        self, node: Node, directory: Path, realm: Realm, policy: Path, user: str | None = None
+    ) -> None:
         self.node = node
         self.name = node.name
         self.directory = directory
-        self.principal = f"kink/{self.name}.example.test@{realm.name}"
         self.keytab = directory / "keytab"
+        self.user = user  # a person in front of it: a ticket-granting ticket, no keytab
+        self.ccache = f"FILE:{directory}/ccache"
+        self.more_environment: dict[str, str] = {}  # of its kinkd
         self.state = directory / "state"
         self.socket = directory / "control.sock"
         self.config = directory / "kinkd.toml"
@@ -72,19 +78,39 @@ class Host:
         self.kept: dict[str, int] = {}  # what a service manager keeps for its next start
         directory.mkdir()
         self.state.mkdir()
-        realm.add(self.principal, keytab=self.keytab)
+        if user is None:
+            self.principal, self.client = realm.add_host(self.name, self.keytab)
+        else:
+            self.principal = self.client = realm.add_person(user, PASSWORD)
+            self.kinit()
         self.configure(policy=policy)
+
+    def kinit(self, *options: str) -> None:
+        """The person types the password, again."""
+        if self.user is not None:
+            self.realm.kinit(self.user, PASSWORD, self.ccache, *options, prefix=self.node.prefix)
+
+    def identity(self) -> str:
+        """Who it is, as the policy has it."""
+        if self.user is not None:
+            return f'user = "{self.client}"\n'
+        return f'service = "{self.principal}"\nclient = "{self.client}"\n'
 
     def configure(self, *, policy: Path, level: str = "info", keytab: Path | None = None) -> None:
         """Write the configuration file."""
         self.config.write_text(
             f'[host]\nname = "{self.name}"\n'
-            f'[kerberos]\nkeytab = "{keytab or self.keytab}"\n'
+            f"[kerberos]\n{self._credentials(keytab)}\n"
             f'[policy]\nfile = "{policy}"\n'
             f'[state]\ndirectory = "{self.state}"\n'
             f'[control]\nsocket = "{self.socket}"\n'
             f'[log]\nlevel = "{level}"\n'
         )
+
+    def _credentials(self, keytab: Path | None) -> str:
+        if self.user is not None:
+            return f'ccache = "{self.ccache}"'
+        return f'keytab = "{keytab or self.keytab}"'
 
     @property
     def environment(self) -> dict[str, str]:
@@ -113,6 +139,7 @@ class Host:
                 stderr=log,
                 env={
                     **self.environment,
+                    **self.more_environment,
                     "NOTIFY_SOCKET": str(path),
                     "LISTEN_FDS": str(len(self.kept)),
                     "LISTEN_FDNAMES": ":".join(self.kept),
@@ -246,6 +273,11 @@ class Lab:
         gateways: which hosts have a network behind them, with a host in it: ``lab.behind``.
         rules: of the policy.
         profiles: of the policy, as it has them, beside those that are always there.
+        people: which hosts have a person in front of them, and no keytab.
+        realms: which hosts are of another realm than EXAMPLE.TEST.
+        paths: from one realm to the next, where they trust each other (``realm.connect``).
+        kind: of KDC.
+        lifetime: seconds that no ticket outlives.
     """
 
     def __init__(
@@ -259,6 +291,11 @@ class Lab:
         gateways: Sequence[str] = (),
         rules: Sequence[Rule] = (),
         profiles: str = "",
+        people: Mapping[str, str] | None = None,
+        realms: Mapping[str, str] | None = None,
+        paths: Sequence[tuple[str, str, str]] = (),
+        kind: Callable[..., Realm] = Realm,
+        lifetime: int = 36000,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kinkd-lab-"))
         self.policy = self.directory / "policy.toml"
@@ -272,6 +309,11 @@ class Lab:
         self._profiles = profiles
         self._families = tuple(families)
         self._etype = etype
+        self._people = dict(people or {})
+        self._realm_of = dict(realms or {})
+        self._paths = tuple(paths)
+        self._kind = kind
+        self._lifetime = lifetime
         self._stack = ExitStack()
 
     def __getitem__(self, name: str) -> Host:
@@ -281,19 +323,24 @@ class Lab:
         with self._stack:
             self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self._stack.enter_context(self.topology)
-            kdc = self.topology["kdc"]
-            self.realm = Realm(
-                self.directory / "realm",
-                address=str(kdc.ipv4),
-                port=88,
-                etypes=(self._etype,),
-                prefix=kdc.prefix,
-            )
-            self._stack.enter_context(self.realm)
-            self.policy.write_text(self.policy_text())
+            names = dict.fromkeys(self._realm_of.get(host, "EXAMPLE.TEST") for host in self._names)
+            self.realms = {
+                name: self._make_realm(name, 88 + 100 * number) for number, name in enumerate(names)
+            }
+            self.realm = next(iter(self.realms.values()))
+            for one, other in pairwise(self.realms.values()):
+                one.trust(other)
+            if len(self.realms) > 1:
+                connect(tuple(self.realms.values()), self._paths)
             for name in self._names:
-                directory = self.directory / name
-                self.hosts[name] = Host(self.topology[name], directory, self.realm, self.policy)
+                self.hosts[name] = Host(
+                    self.topology[name],
+                    self.directory / name,
+                    self.realms[self._realm_of.get(name, self.realm.name)],
+                    self.policy,
+                    self._people.get(name),
+                )
+            self.policy.write_text(self.policy_text())
             self._stack.callback(self._stop_all)
             self._stack = self._stack.pop_all()
         return self
@@ -309,6 +356,19 @@ class Lab:
                 print(f"--- log of {host.name}\n{host.log()}", file=sys.stderr)
         self._stack.close()
 
+    def _make_realm(self, name: str, port: int) -> Realm:
+        kdc = self.topology["kdc"]
+        realm = self._kind(
+            self.directory / f"realm-{name}",
+            name=name,
+            address=str(kdc.ipv4),
+            port=port,
+            etypes=(self._etype,),
+            lifetime=self._lifetime,
+            prefix=kdc.prefix,
+        )
+        return self._stack.enter_context(realm)
+
     def _stop_all(self) -> None:
         for host in self.hosts.values():
             if host.running:
@@ -323,7 +383,7 @@ class Lab:
             node = self.topology[name]
             lines += [
                 f"[hosts.{name}]",
-                f'service = "kink/{name}.example.test@{self.realm.name}"',
+                self.hosts[name].identity(),
                 f"addresses = {_strings(map(node.address, self._families))}",
             ]
             networks = [net for net in node.networks if net.version in self._families]

@@ -92,11 +92,15 @@ def read_policies(node: Node) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """What ``ping`` counted; round trips in milliseconds by sequence number, from 1."""
+    """What ``ping`` counted; round trips in milliseconds by sequence number, from 1.
+
+    ``answers``: when they came, POSIX seconds.
+    """
 
     sent: int
     received: int
     rtts: dict[int, float]
+    answers: tuple[float, ...]
     text: str = field(repr=False)
 
     @property
@@ -116,10 +120,10 @@ def ping(
 ) -> Ping:
     """Ping ``target`` from ``node``; each answer is waited for ``patience`` seconds."""
     done = node.run(
-        *("ping", "-n", "-c", str(count), "-i", str(interval), "-W", str(patience)),
+        *("ping", "-n", "-D", "-c", str(count), "-i", str(interval), "-W", str(patience)),
         *("-s", str(size), str(target)),
         check=False,
-        timeout=count * interval + patience + 30,
+        timeout=2 * count * interval + patience + 30,  # a virtual machine is slow
     )
     return read_ping(done.stdout + done.stderr)
 
@@ -134,7 +138,10 @@ def read_ping(text: str) -> Ping:
     if found is None:
         raise RuntimeError(f"ping: {text.strip()}")
     rtts = {int(n): float(ms) for n, ms in re.findall(r"icmp_seq=(\d+) .*time=([\d.]+) ms", text)}
-    return Ping(int(found[1]), int(found[2]), rtts, text)
+    answers = tuple(
+        map(float, re.findall(r"^\[([\d.]+)\] .*icmp_seq=.* time=", text, re.MULTILINE))
+    )
+    return Ping(int(found[1]), int(found[2]), rtts, answers, text)
 
 
 class Capture:

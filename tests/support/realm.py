@@ -239,6 +239,17 @@ class Realm:
                 raise RealmError(f"krb5kdc does not start: {said or self._log.read_text()}")
             time.sleep(0.01)
 
+    def await_port(self, process: subprocess.Popen[bytes], out: Path) -> None:
+        """Return once a KDC that writes to ``out`` takes connections. Raises RealmError."""
+        probe = f"exec 3<>/dev/tcp/{self.address}/{self.port}"
+        command = [*self.prefix, "bash", "-c", probe]
+        deadline = time.monotonic() + 60
+        while subprocess.run(command, capture_output=True, check=False).returncode:
+            if process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RealmError(f"the KDC does not start: {out.read_text()}")
+            time.sleep(0.1)
+
     def stop(self) -> None:
         """Stop the KDC; its database stays, ``start`` goes on with it."""
         if self._kdc is not None:
