@@ -21,13 +21,11 @@ from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
 from kinkd.kerberos import messages
 from kinkd.kerberos.port import Authenticator, Ticket
 from kinkd.wire import kink
-from kinkd.wire.numbers import KinkErrorCode, MessageType, kink_error_name
+from kinkd.wire.numbers import GREATEST_DATAGRAM, KinkErrorCode, MessageType, kink_error_name
 
 # A delayed command is accepted as long as its authenticator is fresh (RFC 4120 §3.2.3).
 _LATE_SECONDS = 300.0 + TRANSACTION_SECONDS
 _LATE_COMMANDS = 128  # of one host
-GREATEST_DATAGRAM = 65507
-"""Octets that fit into UDP over IPv4; over IPv6 it would be a few more."""
 USUAL_PATH = 1452
 """Octets of a datagram that passes whole over IPv4 and IPv6 where the MTU is 1500."""
 

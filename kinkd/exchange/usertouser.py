@@ -22,11 +22,10 @@ from kinkd.kerberos.names import exported_name, read_exported_name
 from kinkd.kerberos.port import Tgt
 from kinkd.model import UserToUser
 from kinkd.wire import grammar, kink
-from kinkd.wire.numbers import KinkErrorCode, MessageType, kink_error_name
+from kinkd.wire.numbers import GREATEST_DATAGRAM, KinkErrorCode, MessageType, kink_error_name
 
 FIRST_LENGTH = 1400
 """Octets of the first GETTGT: a usual TGT fits, and it fits a usual path."""
-GREATEST_LENGTH = 65507  # of a UDP datagram over IPv4
 NOT_US = 35  # KRB_AP_ERR_NOT_US, RFC 4120 §7.5.9
 LONGEST_NAME = 1024  # octets
 LONGEST_PAUSE = 60.0
@@ -165,7 +164,7 @@ class TgtAsking:
             return
         asked.attempt += 1
         if asked.longer:
-            asked.length = min(2 * asked.length, GREATEST_LENGTH)
+            asked.length = min(2 * asked.length, GREATEST_DATAGRAM)
             asked.longer = False
         self._core.counters["retransmitted"] += 1
         self._send(asked, now)

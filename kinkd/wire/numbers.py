@@ -37,6 +37,10 @@ class KinkPayload(enum.IntEnum):
     ERROR = 8
 
 
+GREATEST_DATAGRAM = 65507
+"""Octets that fit into UDP over IPv4; over IPv6 it would be a few more."""
+
+
 class KinkErrorCode(enum.IntEnum):
     """Codes of a KINK_ERROR payload (RFC 4430 §4.2.8)."""
 

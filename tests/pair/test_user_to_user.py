@@ -11,12 +11,12 @@ import pytest
 from kinkd.errors import TicketUnavailable
 from kinkd.exchange.effects import FetchTgt, FetchTicket, Path, Send
 from kinkd.exchange.timing import TRANSACTION_SECONDS
-from kinkd.exchange.usertouser import FIRST_LENGTH, GREATEST_LENGTH
+from kinkd.exchange.usertouser import FIRST_LENGTH
 from kinkd.kerberos import messages
 from kinkd.kerberos.names import exported_name
 from kinkd.model import Host, Principal, UserToUser
 from kinkd.wire import kink
-from kinkd.wire.numbers import KinkErrorCode, MessageType
+from kinkd.wire.numbers import GREATEST_DATAGRAM, KinkErrorCode, MessageType
 from tests.support.pair import ALICE, BOB, CAROL, POSIX, REALM, World, mirrored, passes
 
 JANE = Principal(("jane",), REALM)
@@ -239,7 +239,7 @@ def test_who_forges_that_it_is_too_short_makes_nobody_a_mill() -> None:
         world.run(0.1, pass_on=lambda _: [])
     lengths = [len(send.datagram) for send in sent(world, MessageType.GETTGT)]
     assert len(lengths) <= 9  # as often as without
-    assert max(lengths) <= GREATEST_LENGTH
+    assert max(lengths) <= GREATEST_DATAGRAM
 
 
 def test_a_flood_is_answered_at_a_bounded_rate() -> None:

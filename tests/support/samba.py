@@ -35,7 +35,6 @@ class SambaRealm(Realm):
         # Its databases are mapped into memory, which is slow on the files of another kernel.
         directory = Path(tempfile.mkdtemp(prefix="kinkd-ad-", dir="/dev/shm"))
         super().__init__(directory, port=port, **{**options, "etypes": ETYPES})
-        self._samba: subprocess.Popen[bytes] | None = None
         # A ticket with a PAC seldom fits a datagram, and takes its time.
         text = self.config.read_text()
         self.config.write_text(
@@ -77,19 +76,8 @@ class SambaRealm(Realm):
             *("-s", str(self._smb_conf)),
         ]
         with (self.directory / "samba.out").open("ab") as out:
-            self._samba = subprocess.Popen(command, stdout=out, stderr=out)
-        self.await_port(self._samba, self.directory / "samba.out")
-
-    def stop(self) -> None:
-        """Stop the KDC."""
-        samba, self._samba = self._samba, None
-        if samba is not None:
-            samba.terminate()
-            try:
-                samba.wait(10)
-            except subprocess.TimeoutExpired:
-                samba.kill()
-                samba.wait()
+            self._kdc = subprocess.Popen(command, stdout=out, stderr=out)
+        self.await_port(self._kdc, self.directory / "samba.out")
 
     def __exit__(
         self,
