@@ -29,15 +29,17 @@ from kinkd.kernel.layouts import (
     SA_ID,
     SA_LIMITS,
     SA_REQID,
+    SA_SEQUENCE,
     SA_SOURCE,
     STATE_ESN,
     TEMPLATE,
     USERSA,
+    USERSA_ID,
     Attribute,
     Type,
 )
 from kinkd.kernel.netlink import MalformedMessage, Message, attributes
-from kinkd.kernel.port import Acquire, Expire, KernelEvent, SaId, SaLimits, SaState
+from kinkd.kernel.port import Acquire, Deleted, Expire, KernelEvent, SaId, SaLimits, SaState
 from kinkd.model import (
     Direction,
     IPAddress,
@@ -49,9 +51,13 @@ from kinkd.model import (
     Template,
 )
 
+_UNSAID = (Type.FLUSHSA, Type.DELPOLICY, Type.FLUSHPOLICY, Type.POLEXPIRE)
+EVENTS = (Type.ACQUIRE, Type.EXPIRE, Type.DELSA, *_UNSAID)
+"""The types that ``read_event`` has words for."""
+
 
 def read_event(message: Message) -> KernelEvent | None:
-    """An ACQUIRE or EXPIRE; None: another message, or one about what kinkd has no words for.
+    """What an event says; None: another message, or one about what kinkd has no words for.
 
     Raises:
         MalformedMessage: its octets cannot be read.
@@ -60,6 +66,10 @@ def read_event(message: Message) -> KernelEvent | None:
         return _read_acquire(message.payload)
     if message.type == Type.EXPIRE:
         return _read_expire(message.payload)
+    if message.type == Type.DELSA:
+        return _read_deleted(message.payload)
+    if message.type in _UNSAID:
+        return Deleted()
     return None
 
 
@@ -89,6 +99,7 @@ def read_state(message: Message) -> SaState | None:
         larval=not algorithms,
         esn=bool(body[SA_FLAGS] & STATE_ESN),
         udp=_is_in_udp(attached),
+        sequence=NUMBER.unpack_from(body, SA_SEQUENCE)[0],
     )
 
 
@@ -284,3 +295,13 @@ def _read_expire(payload: memoryview) -> Expire | None:
     if head is None or _is_marked(attached):
         return None
     return Expire(head.id, head.reqid, bool(body[USERSA.size]))
+
+
+def _read_deleted(payload: memoryview) -> Deleted | None:
+    """What is deleted is named in the body, and stands whole in an attribute."""
+    _, attached = _split(payload, USERSA_ID)
+    whole = attached.get(Attribute.SA, memoryview(b""))
+    if len(whole) < USERSA.size:
+        raise MalformedMessage(f"a deleted SA of {len(whole)} octets")
+    head = _read_sa(whole)
+    return None if head is None or _is_marked(attached) else Deleted(head.id)

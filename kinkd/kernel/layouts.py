@@ -26,6 +26,9 @@ class Type(enum.IntEnum):
     EXPIRE = 0x18
     UPDPOLICY = 0x19
     UPDSA = 0x1A
+    POLEXPIRE = 0x1B
+    FLUSHSA = 0x1C
+    FLUSHPOLICY = 0x1D
 
 
 class Attribute(enum.IntEnum):
@@ -35,6 +38,7 @@ class Attribute(enum.IntEnum):
     ALG_CRYPT = 2
     ENCAP = 4
     TMPL = 5
+    SA = 6
     POLICY_TYPE = 16
     ALG_AEAD = 18
     ALG_AUTH_TRUNC = 20
@@ -48,6 +52,8 @@ class Group(enum.IntEnum):
 
     ACQUIRE = 1
     EXPIRE = 2
+    SA = 3
+    POLICY = 4
 
 
 _SELECTOR = "16s16s2s2s2s2sHBBB3xiI"  # daddr saddr dport mask sport mask family len_d len_s proto
@@ -75,7 +81,8 @@ NUMBER = sized("u32", "I", 4)
 NOTHING = sized("nothing", "", 0)
 
 # Where parts of the above begin.
-SA_ID, SA_SOURCE, SA_LIMITS, SA_CURRENT, SA_REQID, SA_FLAGS = 56, 80, 96, 160, 208, 216
+SA_ID, SA_SOURCE, SA_LIMITS, SA_CURRENT, SA_SEQUENCE = 56, 80, 96, 160, 204
+SA_REQID, SA_FLAGS = 208, 216
 POLICY_TAIL, ACQUIRE_SELECTOR, ACQUIRE_INDEX, ACQUIRE_SEQUENCE = 152, 40, 96 + 156, 276
 PORTS = struct.Struct(">HHHH")
 REQID_FAMILY_MODE = struct.Struct("=IHB")

@@ -14,7 +14,7 @@ from typing import Literal
 
 from kinkd.errors import KernelError
 from kinkd.kernel import xfrm
-from kinkd.kernel.port import Acquire, Expire, KernelEvent, Sa, SaId, SaLimits, SaState
+from kinkd.kernel.port import Acquire, Deleted, Expire, KernelEvent, Sa, SaId, SaLimits, SaState
 from kinkd.kernel.xfrm import words
 from kinkd.model import (
     Direction,
@@ -85,6 +85,7 @@ class MemoryKernel:
         first_spi: where ALLOCSPI begins to count.
         acquire_expires: seconds until a larval SA lapses (net.core.xfrm_acq_expires).
         without: transforms whose algorithms this kernel lacks.
+        posix: POSIX seconds at the instant 0.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class MemoryKernel:
         first_spi: int = 0x1000,
         acquire_expires: float = 30,
         without: Iterable[Transform] = (),
+        posix: float = 0.0,
     ) -> None:
         self.now = 0.0
+        self._posix = posix
         self.released: list[Flow] = []
         self._without = frozenset(without)
         self._acquire_expires = acquire_expires
@@ -178,20 +181,20 @@ class MemoryKernel:
 
     def remove(self, sa: SaId) -> bool:
         """See ``port.Kernel``."""
-        held = self._states.pop(_name(sa), None)
-        if held is not None and held.sa is not None:
-            held.sa.keymat.wipe()
+        held = self._take(sa)
+        if held is not None:
+            self._pending.append(Deleted(held.id))
         return held is not None
 
     def states(self) -> list[SaState]:
         """See ``port.Kernel``. Acquires in progress show as larval SAs of SPI 0."""
         larvals = [_larval_state(larval.acquire) for larval in self._larvals.values()]
-        return [_state(held) for held in self._states.values()] + larvals
+        return [self._state(held) for held in self._states.values()] + larvals
 
     def state(self, sa: SaId) -> SaState | None:
         """See ``port.Kernel``."""
         held = self._states.get(_name(sa))
-        return None if held is None else _state(held)
+        return None if held is None else self._state(held)
 
     # --- port.Kernel: policies ---
 
@@ -221,6 +224,21 @@ class MemoryKernel:
     def policies(self) -> list[SpdEntry]:
         """See ``port.Kernel``."""
         return [entry for _, entry in self._policies.values()]
+
+    # --- others ---
+
+    def flush_states(self) -> None:
+        """Somebody else deletes every SA (``ip xfrm state flush``)."""
+        for held in list(self._states.values()):
+            self.remove(held.id)
+        self._larvals.clear()
+        self._pending.append(Deleted())
+
+    def flush_policies(self) -> None:
+        """Somebody else deletes every SPD entry; what they held is dropped."""
+        self._policies.clear()
+        self._queues.clear()
+        self._pending.append(Deleted())
 
     # --- time and traffic ---
 
@@ -292,6 +310,10 @@ class MemoryKernel:
         return not entry.block and _satisfied(entry.templates, used)
 
     # --- inside ---
+
+    def _state(self, held: _Entry) -> SaState:
+        added, used = int(self._posix + held.added), int(self._posix + held.used)
+        return replace(_state(held), added=added, used=used if held.used else 0)
 
     def _need(self, transform: Transform, request: str) -> None:
         if transform in self._without:
@@ -398,8 +420,14 @@ class MemoryKernel:
             held.dying = True
             self._pending.append(Expire(held.id, held.reqid, hard=False))
 
+    def _take(self, sa: SaId) -> _Entry | None:
+        held = self._states.pop(_name(sa), None)
+        if held is not None and held.sa is not None:
+            held.sa.keymat.wipe()
+        return held
+
     def _expire(self, held: _Entry) -> None:
-        self.remove(held.id)
+        self._take(held.id)
         self._pending.append(Expire(held.id, held.reqid, hard=True))
 
 
@@ -500,8 +528,8 @@ def _state(held: _Entry) -> SaState:
         limits=sa.limits if sa else SaLimits(),
         octets=held.octets,
         packets=held.packets,
-        added=int(held.added),
-        used=int(held.used),
+        added=0,
+        used=0,
         algorithms=tuple(name for name in names if name),
         larval=sa is None,
         esn=sa is not None and sa.esn,
@@ -521,4 +549,5 @@ def _larval_state(acquire: Acquire) -> SaState:
         added=0,
         used=0,
         larval=True,
+        sequence=acquire.sequence,
     )

@@ -83,6 +83,7 @@ class SaState:
     larval: bool = False
     esn: bool = False
     udp: bool = False
+    sequence: int = 0  # of the acquire that a larval one stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +110,21 @@ class Expire:
 
 
 @dataclass(frozen=True, slots=True)
+class Deleted:
+    """Somebody deleted an SA; ``id`` None: SAs or SPD entries, and it is not said which.
+
+    Deletions of our own are told as well.
+    """
+
+    id: SaId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Overrun:
     """The kernel dropped events (ENOBUFS): what it has must be read again."""
 
 
-KernelEvent = Acquire | Expire | Overrun
+KernelEvent = Acquire | Expire | Deleted | Overrun
 
 
 class Kernel(Protocol):
@@ -133,6 +144,12 @@ class Kernel(Protocol):
         protocol: IpsecProtocol = IpsecProtocol.ESP,
     ) -> int:
         """Reserve an SPI for an inbound SA (XFRM_MSG_ALLOCSPI)."""
+
+    def clear_acquire(self, acquire: Acquire) -> None:
+        """Remove the larval SA an acquire stands for, so that traffic acquires again.
+
+        Left alone it is the kernel's own back-off.
+        """
 
     def install_inbound(self, sas: Sequence[Sa]) -> None:
         """Fill reserved SPIs (UPDSA), or add those whose reservation has lapsed (NEWSA).

@@ -7,9 +7,11 @@ namespace they are opened in. Needs CAP_NET_ADMIN.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
@@ -35,7 +37,9 @@ from kinkd.model import (
 _NETLINK_XFRM = 6
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _BROADCAST_ERROR, _CAP_ACK, _EXT_ACK = 1, 4, 10, 11
-_SO_RCVBUFFORCE = 33
+_SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 33, 26
+_LDH, _JEQ, _RET = 0x28, 0x15, 0x06  # BPF_LD | BPF_H | BPF_ABS, BPF_JMP | BPF_JEQ, BPF_RET
+_TYPE_OFFSET = 4  # of nlmsghdr
 _EVENT_BUFFER = 8 << 20  # octets: 4000 acquires unread
 _DATAGRAM = 64 << 10  # a dump comes in parts of at most 32 KiB
 _EVENTS_PER_CALL = 256
@@ -60,6 +64,7 @@ class XfrmSocket:
     def __init__(self, event_buffer: int = _EVENT_BUFFER) -> None:
         self._sequence = 0
         self._buffer = bytearray(_DATAGRAM)
+        self._event = bytearray(_DATAGRAM)
         self._requests = _open("the request socket")
         try:
             self._events = _open("the event socket")
@@ -93,9 +98,10 @@ class XfrmSocket:
         An event that was lost (ENOBUFS) or cannot be read shows as ``Overrun``.
         """
         found: list[KernelEvent] = []
+        view = memoryview(self._event)
         while len(found) < _EVENTS_PER_CALL:
             try:
-                octets, (sender, _) = self._events.recvfrom(_DATAGRAM)
+                size, (sender, _) = self._events.recvfrom_into(view)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -104,7 +110,8 @@ class XfrmSocket:
                 found.append(Overrun())
                 continue
             if sender == 0:  # 0 is the kernel
-                found.extend(_read_events(octets))
+                found.extend(_read_events(view[:size]))
+            view[:size] = bytes(size)  # a deleted SA is told with its keys
         return found
 
     # --- SAs ---
@@ -151,10 +158,10 @@ class XfrmSocket:
         )
 
     def clear_acquire(self, acquire: Acquire) -> None:
-        """Remove the larval SA an acquire stands for, so that traffic acquires again.
+        """See ``port.Kernel``.
 
         There is no request that names it: it is given an SPI by its sequence number, and
-        that SPI is deleted. Left alone it is the kernel's own back-off.
+        that SPI is deleted.
         """
         source, destination = acquire.source, acquire.destination
         message = xfrm.allocate_spi(
@@ -372,11 +379,26 @@ def _configure(requests: socket.socket, events: socket.socket, event_buffer: int
     # Without it an acquire that is lost here leaves its larval SA where another listens,
     # and the flow is stuck until that lapses.
     events.setsockopt(_SOL_NETLINK, _BROADCAST_ERROR, 1)
+    _attach_filter(events)
     for group in Group:
         events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
 
-def _read_events(octets: bytes) -> list[KernelEvent]:
+def _attach_filter(events: socket.socket) -> None:
+    """Have the kernel keep what nobody here reads: every new SA is told, with its keys.
+
+    A classic BPF program over the type in the header, which it loads as big-endian.
+    """
+    types = [int.from_bytes(struct.pack("=H", kind), "big") for kind in answers.EVENTS]
+    jumps = [(_JEQ, len(types) - number, 0, kind) for number, kind in enumerate(types)]
+    program = [(_LDH, 0, 0, _TYPE_OFFSET), *jumps, (_RET, 0, 0, 0), (_RET, 0, 0, _DATAGRAM)]
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    held = ctypes.create_string_buffer(code, len(code))
+    pointer = struct.pack("@HP", len(program), ctypes.addressof(held))
+    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+
+
+def _read_events(octets: memoryview) -> list[KernelEvent]:
     found: list[KernelEvent] = []
     try:
         for message in messages(octets):

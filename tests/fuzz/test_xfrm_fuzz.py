@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from kinkd.kernel import answers, layouts, netlink, xfrm
 from kinkd.kernel.layouts import Type
 from kinkd.kernel.netlink import MalformedMessage, Message
-from kinkd.kernel.port import Sa, SaId
+from kinkd.kernel.port import Deleted, Sa, SaId
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import Direction, IpsecProtocol, Mode, Secret, Selector, SpdEntry, Template
 
@@ -36,7 +37,9 @@ ENTRY = SpdEntry(Direction.OUT, SA.selector, 5, TEMPLATES)
 POLICY = bytes(xfrm.update_policy(ENTRY, 1)[16:])
 STATE = bytes(xfrm.install(SA, 1)[16:])
 ACQUIRE = STATE[56:80] + STATE[80:96] + STATE[:56] + POLICY[:168] + bytes(16) + POLICY[168:]
+DELETED = STATE[56:80] + struct.pack("=HH", 4 + len(STATE[:224]), 6) + STATE[:224]
 SEEDS = {
+    Type.DELSA: DELETED,
     Type.NEWSA: STATE,
     Type.NEWPOLICY: POLICY,
     Type.EXPIRE: STATE[:224] + b"\1" + bytes(7),
@@ -94,6 +97,7 @@ def test_every_seed_cut_within_its_fixed_part_is_refused(kind: Type) -> None:
     reader = {Type.NEWSA: answers.read_state, Type.NEWPOLICY: answers.read_policy}
     fixed = {Type.NEWSA: layouts.USERSA, Type.NEWPOLICY: layouts.POLICY}
     fixed |= {Type.EXPIRE: layouts.EXPIRE, Type.ACQUIRE: layouts.ACQUIRE}
+    fixed |= {Type.DELSA: layouts.USERSA_ID}
     for length in range(fixed[kind].size):
         message = Message(kind, 0, 1, memoryview(SEEDS[kind])[:length])
         with pytest.raises(MalformedMessage):
@@ -103,3 +107,12 @@ def test_every_seed_cut_within_its_fixed_part_is_refused(kind: Type) -> None:
 def test_an_acquire_reads_as_what_asked_for_it() -> None:
     event = answers.read_event(Message(Type.ACQUIRE, 0, 1, memoryview(ACQUIRE)))
     assert event == replace(event, source=A, destination=B, reqid=7)  # type: ignore[type-var]
+
+
+def test_a_deletion_names_the_sa() -> None:
+    assert answers.read_event(Message(Type.DELSA, 0, 1, memoryview(DELETED))) == Deleted(SA.id)
+
+
+@pytest.mark.parametrize("kind", [Type.FLUSHSA, Type.DELPOLICY, Type.FLUSHPOLICY, Type.POLEXPIRE])
+def test_where_much_is_deleted_it_is_not_said_what(kind: Type) -> None:
+    assert answers.read_event(Message(kind, 0, 1, memoryview(b""))) == Deleted()

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from kinkd.errors import KernelError
-from kinkd.kernel.port import Acquire, Expire, Overrun, Sa, SaLimits
+from kinkd.kernel.port import Acquire, Deleted, Expire, Overrun, Sa, SaLimits
 from kinkd.kernel.socket import XfrmSocket
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import (
@@ -244,6 +244,36 @@ def test_soft_and_hard_limits_in_seconds_are_told(sides: dict[str, Side]) -> Non
     bob.kernel.install_inbound([made])
     seen = [wait_for(bob.kernel, lambda event: isinstance(event, Expire)) for _ in range(2)]
     assert seen == [Expire(made.id, REQID, hard=False), Expire(made.id, REQID, hard=True)]
+
+
+def test_what_somebody_deletes_is_told_and_what_is_added_is_not(sides: dict[str, Side]) -> None:
+    """An SA that is added would be told with its keys: the kernel keeps that to itself."""
+    alice, bob = sides["alice"], sides["bob"]
+    out = require(alice, bob, 4)
+    made = sa(alice.node, bob.node, 4, 0x779)
+    alice.kernel.install_outbound([made], [out])
+    assert alice.kernel.events() == []
+    alice.node.ip(f"xfrm state delete dst {bob.node.ipv4} proto esp spi 0x779")
+    assert wait_for(alice.kernel, lambda _: True) == Deleted(made.id)
+    alice.kernel.install_outbound([made], [out])
+    for what in ("state", "policy"):
+        alice.node.run("ip", "xfrm", what, "flush")
+        assert wait_for(alice.kernel, lambda _: True) == Deleted()
+    assert set(alice.kernel._event) == {0}
+
+
+def test_a_larval_state_names_the_acquire_it_stands_for(sides: dict[str, Side]) -> None:
+    alice, bob = sides["alice"], sides["bob"]
+    require(alice, bob, 4)
+    with udp(alice.node, 4) as sender:
+        sender.sendto(b"1", (str(bob.node.ipv4), PORT))
+        acquire = wait_for(alice.kernel, lambda event: isinstance(event, Acquire))
+        assert isinstance(acquire, Acquire)
+        (larval,) = alice.kernel.states()
+        assert (larval.sequence, larval.id.spi) == (acquire.sequence, 0)
+        assert larval.selector == acquire.flow
+        alice.kernel.clear_acquire(acquire)
+        assert alice.kernel.states() == []
 
 
 def test_esp_from_a_keyed_host_with_another_s_source_is_refused(sides: dict[str, Side]) -> None:

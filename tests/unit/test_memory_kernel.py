@@ -11,7 +11,7 @@ import pytest
 from kinkd.errors import KernelError
 from kinkd.kernel.memory import Flow, MemoryKernel, Packet
 from kinkd.kernel.netlink import LayoutError
-from kinkd.kernel.port import Acquire, Expire, Sa, SaId, SaLimits
+from kinkd.kernel.port import Acquire, Deleted, Expire, Sa, SaId, SaLimits
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import (
     Direction,
@@ -439,7 +439,8 @@ def test_around_a_tunnel_the_sa_is_sought_between_its_ends() -> None:
     assert alice.send(bob, HERE, THERE, forward=True) == "ah+esp"
     assert alice.remove(around().id)
     assert alice.traffic(HERE, THERE, 1) == "held"
-    (acquire,) = alice.events()
+    deleted, acquire = alice.events()
+    assert deleted == Deleted(around().id)
     assert isinstance(acquire, Acquire)
     assert (acquire.source, acquire.destination, acquire.protocol) == (A, B, IpsecProtocol.AH)
     with pytest.raises(LayoutError, match="not around the tunnel"):
