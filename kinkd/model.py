@@ -6,7 +6,7 @@ import enum
 import functools
 import hmac
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Self
 
@@ -120,6 +120,10 @@ class UserToUser(enum.Enum):
     ALWAYS = "always"  # it has no long-term key: a person, a machine without a keytab
 
 
+Principals = tuple[Principal, Principal, UserToUser]
+"""What a host is asked for as, what it speaks as, and what a ticket for it is made of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lifetime:
     """How long an SA may serve; ``kilobytes`` None: no limit by volume (RFC 2407 §4.5)."""
@@ -207,6 +211,11 @@ class Host:
     addresses: tuple[IPAddress, ...]
     networks: tuple[IPNetwork, ...] = ()
     user_to_user: UserToUser = UserToUser.NEVER
+
+    @property
+    def principals(self) -> Principals:
+        """Who it is, wherever it is and whatever it is called."""
+        return self.service, self.client, self.user_to_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +308,14 @@ class SpdEntry:
     block: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Which reqids and priorities of the kernel's databases are ours: SAs and SPD entries."""
+
+    reqids: range
+    priorities: range
+
+
 Slot = tuple[IPAddress, IPAddress, int]
 """Our address, the peer's, and a reqid: what one pair of SAs is enough for."""
 
@@ -327,6 +344,14 @@ class Protection:
     def slot(self) -> Slot:
         """What one pair of SAs is enough for."""
         return (self.local, self.remote, self.reqid)
+
+    def makes_the_same(self, other: Protection) -> bool:
+        """Whether the same SAs serve both: rules may have been renamed, moved or put between."""
+        plain = replace(self, rule="", entries=(), peer=other.peer)
+        mine, others = (each.peer.principals for each in (self, other))
+        return (self.peer.name, mine) == (other.peer.name, others) and plain == replace(
+            other, rule="", entries=()
+        )
 
     @property
     def outbound_entries(self) -> tuple[SpdEntry, ...]:

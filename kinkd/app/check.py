@@ -68,7 +68,7 @@ def check(path: Path | str) -> tuple[int, str]:
     ]
     warnings = [
         *policy.warnings,
-        *addresses.missing(host.me.addresses),
+        *addresses.missing(host.me.addresses, addresses.local_addresses()),
         *not_forwarded(host.me.networks),
     ]
     lines += [f"warning: {warning}" for warning in warnings]

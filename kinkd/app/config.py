@@ -96,9 +96,10 @@ def resolve_policy(config: Config) -> HostPolicy:
     return resolve_for_host(config, sources.load_file(str(config.policy_file)))
 
 
-def resolve_for_host(config: Config, policy: RealmPolicy) -> HostPolicy:
-    """The same for a policy that was read already."""
-    name = _identify(config, policy)
+def resolve_for_host(config: Config, policy: RealmPolicy, known: str | None = None) -> HostPolicy:
+    """The same for a policy that was read already; ``known``: what this host was before."""
+    name = known if config.host is None and known in policy.hosts else None
+    name = name or _identify(config, policy)
     options = resolve.Options(config.reqids, config.priorities, config.servers)
     return resolve.resolve(policy, name, options)
 

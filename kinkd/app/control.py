@@ -47,23 +47,31 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                writer.write(protocol.encode(await self._answer(line)))
+                writer.write(await self._answer(line))
                 await writer.drain()
         except (ConnectionError, ValueError):  # gone, or a line longer than the limit
             pass
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> bytes:
+        version = protocol.VERSION
         try:
             request = protocol.decode(line)
-            handler = self._handlers.get(str(request.get("command")))
-            if handler is None:
-                known = ", ".join(sorted(self._handlers))
-                raise LocalError(f"unknown command {request.get('command')!r}; there are {known}")
-            arguments = request.get("arguments", {})
-            if not isinstance(arguments, dict):
-                raise LocalError("arguments must be an object")
-            return {"ok": True, "result": await handler(arguments)}
+            version = int(str(request["version"]))
+            return protocol.encode(await self._handle(request), version)
+        except protocol.UnspokenError as error:
+            speaks = [protocol.SPOKEN[0], protocol.SPOKEN[-1]]
+            return protocol.encode({"ok": False, "error": str(error), "speaks": speaks})
         except KinkdError as error:
-            return {"ok": False, "error": str(error)}
+            return protocol.encode({"ok": False, "error": str(error)}, version)
+
+    async def _handle(self, request: Arguments) -> dict[str, object]:
+        handler = self._handlers.get(str(request.get("command")))
+        if handler is None:
+            known = ", ".join(sorted(self._handlers))
+            raise LocalError(f"unknown command {request.get('command')!r}; there are {known}")
+        arguments = request.get("arguments", {})
+        if not isinstance(arguments, dict):
+            raise LocalError("arguments must be an object")
+        return {"ok": True, "result": await handler(arguments)}

@@ -3,80 +3,110 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
 import time
 from collections import deque
+from ipaddress import ip_address
 
-from kinkd.app import addresses, hardening, recovery, startup
-from kinkd.app.config import Config, resolve_for_host
+from kinkd.app import addresses, hardening, loading, recovery, resources, startup
+from kinkd.app.config import Config
 from kinkd.app.control import ControlServer
 from kinkd.app.journal import Journal
-from kinkd.app.logs import log
+from kinkd.app.loading import Loaded
+from kinkd.app.logs import log, set_level
 from kinkd.app.notify import notify
 from kinkd.app.operator import Operator, Services
 from kinkd.app.tickets import Fetch, TicketWorkers
-from kinkd.app.udp import UdpSocket, open_esp_in_udp, open_sockets
-from kinkd.errors import LocalError, TicketUnavailable
+from kinkd.app.udp import EspInUdp, UdpSocket, open_sockets
+from kinkd.app.watchdog import LATE_SECONDS, Watchdog
+from kinkd.errors import KinkdError, LocalError, TicketUnavailable
 from kinkd.exchange.effects import (
     Command,
     FetchTgt,
     FetchTicket,
     ForgetDebt,
     ForgetPair,
+    RecordBurial,
     RecordDebt,
     RecordPair,
     Report,
     ReserveXids,
     Send,
 )
+from kinkd.exchange.endpoint import Changes
+from kinkd.exchange.timing import TokenBucket
 from kinkd.kerberos.port import Tgt, Ticket
-from kinkd.kernel.port import KernelEvent
-from kinkd.policy import sources
-from kinkd.policy.match import HostPolicy
+from kinkd.kernel.port import KernelEvent, SaId
+from kinkd.model import IPAddress, Ownership
+from kinkd.policy import cache
 
 _NEGOTIATIONS_SHOWN = 20
+_SAID_SECONDS = 60.0  # between two lines about a journal that cannot be written
+_NOBODYS = SaId(ip_address("192.0.2.1"), ip_address("192.0.2.2"), 0x100)  # RFC 5737
 
 
 class Daemon:
     """One host's kinkd. Build it, then ``await run()``; every start-up fault is a LocalError."""
 
-    def __init__(self, config: Config, policy: HostPolicy) -> None:
-        self._config = config
-        self._policy = policy
-        self._lock = startup.lock_state(config.state_directory)
+    def __init__(self, loaded: Loaded, here: frozenset[IPAddress]) -> None:
+        config, policy = loaded.config, loaded.policy
+        self._loaded = loaded
+        self._lock = resources.lock_state(config.state_directory)
         self._sockets = open_sockets()
-        self._esp_in_udp = open_esp_in_udp(policy)
+        self._esp_in_udp = EspInUdp(policy)
         self._journal = Journal(config.state_directory / "journal.db")
+        self._send_failures = TokenBucket(rate=2, burst=20)  # of which people are told
+        self._unwritable_said = float("-inf")
         self._unwritten: list[Command] = []  # journal entries that could not be written yet
-        self._kernel = startup.open_kernel()
+        self._kernel = resources.open_kernel()
         self._negotiations: deque[dict[str, object]] = deque(maxlen=_NEGOTIATIONS_SHOWN)
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._deaf = False
         self._endpoint = startup.prepare(config, policy, self._kernel, self._journal)
         self._tickets: TicketWorkers | None = None
+        self._watchdog = Watchdog(self._check)
+        self._addresses = addresses.Watcher(
+            here, lambda: self._endpoint.policy.me.addresses, self._addresses_up
+        )
+        self._reloading = asyncio.Lock()
+        self._hangups: set[asyncio.Task[object]] = set()
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep the policy that is in force now, for a boot that finds no good one."""
+        loaded = self._loaded
+        source = str(loaded.config.policy_file)
+        cached = cache.CachedPolicy(loaded.policy.me.name, source, loaded.document)
+        try:
+            cache.store(loaded.config.state_directory, cached)
+        except LocalError as error:
+            log(logging.WARNING, "policy-not-cached", reason=error)
 
     async def run(self) -> None:
         """Serve until told to stop. SAs and policies stay in the kernel: nothing leaks."""
         loop = asyncio.get_running_loop()
-        source = startup.ticket_source(self._config, self._policy)
+        config = self._loaded.config
+        source = startup.ticket_source(config, self._loaded.policy)
         self._tickets = TicketWorkers(source, self._ticket_fetched)
         operator = Operator(
             Services(
                 endpoint=self._endpoint,
                 kernel=self._kernel,
-                ownership=recovery.Ownership(self._config.reqids, self._config.priorities),
+                ownership=Ownership(config.reqids, config.priorities),
                 negotiations=self._negotiations,
                 now=self._now,
                 carry_out=self._carry_out,
                 deafen=self._deafen,
+                reload=self.reload,
                 stop=self._stop.set,
             )
         )
-        control = ControlServer(self._config.control_socket, operator.handlers())
+        control = ControlServer(config.control_socket, operator.handlers())
         await control.start()
         for udp in self._sockets:
             loop.add_reader(udp.fileno(), self._datagrams, udp)
@@ -84,9 +114,11 @@ class Daemon:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        self._addresses.start()
         self._endpoint.start(self._now())
         self._carry_out()  # what the start left to be told to peers, too
-        log(logging.INFO, "ready", host=self._policy.me.name, epoch=self._endpoint.epoch)
+        self._watchdog.start()
+        log(logging.INFO, "ready", host=self._loaded.policy.me.name, epoch=self._endpoint.epoch)
         notify("READY=1")
         try:
             await self._stop.wait()
@@ -145,8 +177,69 @@ class Daemon:
         finally:
             self._carry_out()
 
+    def _addresses_up(self, up: frozenset[IPAddress]) -> None:
+        self._endpoint.addresses_up(up, self._now())
+        self._carry_out()
+
+    def _check(self) -> None:
+        """Whether work is done. Raises LocalError, KernelError."""
+        self._kernel.state(_NOBODYS)
+        when = self._endpoint.next_timer()
+        late = 0.0 if when is None else time.monotonic() - when
+        if late > LATE_SECONDS:
+            raise LocalError(f"what was due {late:.0f} s ago is not done")
+
     def _hangup(self) -> None:
-        log(logging.WARNING, "reload-unsupported", hint="restart kinkd: SAs and policies survive")
+        if len(self._hangups) > 1:
+            return  # one reads, and one that waits for it will read what is there by then
+
+        async def attempt() -> None:
+            with contextlib.suppress(KinkdError):  # it was logged
+                await self.reload()
+
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(attempt())
+        self._hangups.add(task)
+        task.add_done_callback(self._hangups.discard)
+
+    async def reload(self) -> Changes:
+        """Read configuration and policy again, and go by them: by all of it, or by none.
+
+        Raises:
+            LocalError, KernelError: why not, in one line; what was before is in force.
+        """
+        async with self._reloading:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                # A realm of thousands of hosts takes seconds to read.
+                fresh = await asyncio.to_thread(loading.reload, self._loaded)
+                changes = self._apply(fresh)
+            except KinkdError as error:
+                log(logging.ERROR, "reload-refused", reason=str(error))
+                raise
+            finally:
+                notify("READY=1")
+            for warning in fresh.warnings:
+                log(logging.WARNING, "policy-warning", text=warning)
+            log(
+                logging.WARNING if changes.pairs else logging.INFO,
+                "reloaded",
+                policy_version=fresh.policy.version,
+                entries_changed=changes.entries,
+                sas_deleted=changes.pairs,
+            )
+            return changes
+
+    def _apply(self, fresh: Loaded) -> Changes:
+        suites = startup.probe(self._kernel, fresh.policy)
+        self._esp_in_udp.follow(fresh.policy)
+        try:
+            changes = self._endpoint.apply(fresh.policy, suites, self._now())
+        finally:
+            self._carry_out()
+        self._loaded = fresh
+        set_level(fresh.config.log_level)
+        self._remember()
+        return changes
 
     # What the core wants done.
 
@@ -160,7 +253,7 @@ class Daemon:
                         self._tickets.fetch(command)
                 case Report():
                     self._report(command)
-                case RecordPair() | ForgetPair() | RecordDebt() | ForgetDebt() | ReserveXids():
+                case _:
                     self._unwritten.append(command)
                     self._write_journal()
         self._set_timer()
@@ -187,11 +280,16 @@ class Daemon:
                         self._journal.owe(debt)
                     case ForgetDebt() as debt:
                         self._journal.paid(debt)
+                    case RecordBurial() as burial:
+                        self._journal.bury(burial)
                     case ReserveXids(below):
                         recovery.reserve_xids(self._journal, below)
                 del self._unwritten[0]
         except LocalError as error:
-            log(logging.ERROR, "journal-unwritable", reason=str(error))
+            if time.monotonic() >= self._unwritable_said + _SAID_SECONDS:
+                self._unwritable_said = time.monotonic()
+                waiting = len(self._unwritten)
+                log(logging.ERROR, "journal-unwritable", reason=str(error), entries=waiting)
             return False
         return True
 
@@ -206,13 +304,14 @@ class Daemon:
                 try:
                     udp.send(command.datagram, command.path)
                 except OSError as error:  # sent again when the timer T runs out
-                    log(
-                        logging.WARNING,
-                        "send-failed",
-                        peer=command.path.remote,
-                        octets=len(command.datagram),
-                        reason=error.strerror,
-                    )
+                    if self._send_failures.take(time.monotonic()):
+                        log(
+                            logging.WARNING,
+                            "send-failed",
+                            peer=command.path.remote,
+                            octets=len(command.datagram),
+                            reason=error.strerror,
+                        )
 
     def _report(self, command: Report) -> None:
         log(command.level, command.event, **command.fields)
@@ -231,13 +330,14 @@ class Daemon:
         for udp in self._sockets:
             loop.remove_reader(udp.fileno())
         loop.remove_reader(self._kernel.fileno())
+        self._addresses.stop()
+        self._watchdog.stop()
         self._set_timer()
 
     def _close(self) -> None:
         for udp in self._sockets:
             udp.close()
-        for esp in self._esp_in_udp:
-            esp.close()
+        self._esp_in_udp.close()
         self._kernel.close()
         self._journal.close()
         os.close(self._lock)
@@ -253,9 +353,9 @@ def serve(config: Config) -> None:
     Raises:
         LocalError, KernelError: why it cannot start, in one line; nothing was applied.
     """
-    realm_policy = sources.load_file(str(config.policy_file))
-    policy = resolve_for_host(config, realm_policy)
-    for warning in (*realm_policy.warnings, *addresses.missing(policy.me.addresses)):
+    loaded = loading.load(config)
+    here = addresses.local_addresses()
+    for warning in (*loaded.warnings, *addresses.missing(loaded.policy.me.addresses, here)):
         log(logging.WARNING, "policy-warning", text=warning)
     if config.krb5_config is not None:
         os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context
@@ -264,6 +364,6 @@ def serve(config: Config) -> None:
         log(logging.INFO, "memory-not-locked", hint="LimitMEMLOCK=infinity")
 
     async def main() -> None:
-        await Daemon(config, policy).run()
+        await Daemon(loaded, here).run()
 
     asyncio.run(main())

@@ -1,7 +1,12 @@
 """What must outlive the process: EPOCH, XIDs, and which SPIs belong to whom. No keys.
 
-An SQLite database in the state directory. Its schema carries a version, so that another
-version of kinkd knows what it finds.
+An SQLite database in the state directory. Its schema carries a version. A later version only adds
+tables, and columns that have a default, and goes on keeping what the version before it reads; it
+says so in ``readable_by``. So a kinkd that was upgraded, and one that was put back by one version,
+take up what the other left.
+
+A file that SQLite finds damaged is put aside: SAs that nothing is known of are then removed and
+their peers told, which costs a moment; a daemon that does not start costs more.
 """
 
 from __future__ import annotations
@@ -13,11 +18,12 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path as FilePath
 
 from kinkd.errors import LocalError
-from kinkd.exchange.effects import ForgetDebt, Path, RecordDebt
+from kinkd.exchange.effects import ForgetDebt, Path, RecordBurial, RecordDebt
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.model import IpsecProtocol, Lifetime, Mode, PortMatch, Selector
 
 _SCHEMA_VERSION = 2
+_READABLE_BY = "readable_by"  # the oldest schema version whose kinkd may use the file
 _ANSWERED_SECONDS = 600  # as exchange.core.MEMORY_SECONDS: until no authenticator is fresh
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -60,6 +66,23 @@ CREATE TABLE answered (
     PRIMARY KEY (host, epoch, xid, fingerprint)
 ) STRICT;
 """
+# What SQLite says where another file would do no better: no space, no right, a failing disk.
+_NOT_ITS_FAULT = tuple(
+    f"SQLITE_{name}"
+    for name in ("AUTH", "BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
+)
+# Whose commands they were that are remembered by a host's name, and what hosts have deleted before
+# it came to be. Tables more do not change the version.
+_LATER = """
+CREATE TABLE IF NOT EXISTS client (host TEXT PRIMARY KEY, principal TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS burial (
+    host TEXT NOT NULL,
+    protocol INTEGER NOT NULL,
+    spi INTEGER NOT NULL,
+    buried INTEGER NOT NULL,
+    PRIMARY KEY (host, protocol, spi)
+) STRICT;
+"""
 _COLUMNS = (
     "local, remote, sas, mode, udp, selector, host, principal, reqid, suite, role, "
     "seconds, kilobytes, created, epoch, xid, fingerprint, etype"
@@ -71,18 +94,54 @@ class Journal:
 
     def __init__(self, path: FilePath) -> None:
         self._path = path
+        self.damage = ""  # in words, where the file was damaged and a new one begun
         try:
             # Created before SQLite opens it, so that it never exists with a wider mode.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._prepare()
+            try:
+                self._open()
+            except (sqlite3.Error, ValueError) as error:
+                name = getattr(error, "sqlite_errorname", "")
+                if name.startswith(_NOT_ITS_FAULT):
+                    raise
+                self._put_aside(error)
+                self._open()
         except (OSError, sqlite3.Error) as error:
             raise LocalError(
                 f"the journal {path} cannot be used: {error}; "
                 "is the state directory there and writable for this user?"
             ) from error
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(self._path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._prepare()
+        self._db.executescript(_LATER)
+        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        self._read()
+
+    def _read(self) -> None:
+        """Whether all can be read. Raises sqlite3.Error or ValueError."""
+        try:
+            self.pairs()
+            self.debts()
+            self.answered()
+            self.clients()
+            self.burials()
+        except LocalError as error:
+            raise error.__cause__ or error from None
+
+    def _put_aside(self, error: Exception) -> None:
+        self._db.close()
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        self._path.replace(aside)
+        for suffix in ("-wal", "-shm"):  # of the damaged file, not of the one to come
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self.damage = f"{error}; put aside as {aside}"
 
     def close(self) -> None:
         """Let the database go."""
@@ -97,7 +156,7 @@ class Journal:
         """Write a single value, durably: it outlives a power failure."""
         self._execute("PRAGMA synchronous = FULL")
         try:
-            self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", name, value)
+            self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", name, value)
         finally:
             self._execute("PRAGMA synchronous = NORMAL")
 
@@ -124,12 +183,19 @@ class Journal:
             pair.fingerprint,
             pair.etype,
         )
+        if pair.role is Role.RESPONDER:
+            self._execute(
+                "INSERT OR REPLACE INTO client (host, principal) VALUES (?, ?)",
+                pair.host,
+                pair.principal,
+            )
 
     def forget(self, pair: SaPair) -> None:
         """The pair is gone; the CREATE of a peer that made it is remembered a while longer."""
         if pair.role is Role.RESPONDER:
             self._execute(
-                "INSERT OR REPLACE INTO answered VALUES (?, ?, ?, ?, unixepoch())",
+                "INSERT OR REPLACE INTO answered (host, epoch, xid, fingerprint, ended) "
+                "VALUES (?, ?, ?, ?, unixepoch())",
                 pair.host,
                 *pair.command,
             )
@@ -163,6 +229,22 @@ class Journal:
             debt.spi,
         )
 
+    def bury(self, burial: RecordBurial) -> None:
+        """Remember what a peer has deleted before it came to be, as long as it may yet come."""
+        self._execute(
+            "INSERT OR REPLACE INTO burial (host, protocol, spi, buried) "
+            "VALUES (?, ?, ?, unixepoch())",
+            burial.host,
+            int(burial.protocol),
+            burial.spi,
+        )
+
+    def burials(self) -> list[RecordBurial]:
+        """What peers have deleted lately that had not come to be."""
+        self._execute("DELETE FROM burial WHERE buried < unixepoch() - ?", _ANSWERED_SECONDS)
+        rows = self._execute("SELECT host, protocol, spi FROM burial ORDER BY buried")
+        return [RecordBurial(host, IpsecProtocol(protocol), spi) for host, protocol, spi in rows]
+
     def debts(self) -> list[RecordDebt]:
         """What peers are still to delete, as far as they can still have it."""
         self._execute("DELETE FROM debt WHERE until <= unixepoch()")
@@ -185,6 +267,18 @@ class Journal:
             _ANSWERED_SECONDS,
         )
         return [(host, CommandId(*command)) for host, *command in rows]
+
+    def clients(self) -> dict[str, str | None]:
+        """Who sent the CREATEs that are remembered, by host; None: a version before did not say."""
+        remembered = (
+            f"SELECT host FROM pair WHERE role = '{Role.RESPONDER.value}' "  # noqa: S608  # constants
+            "UNION SELECT host FROM answered"
+        )
+        self._execute(f"DELETE FROM client WHERE host NOT IN ({remembered})")  # noqa: S608  # constants
+        rows = self._execute(
+            f"SELECT host, principal FROM ({remembered}) LEFT JOIN client USING (host)"  # noqa: S608
+        )
+        return dict(rows.fetchall())
 
     def pairs(self) -> list[SaPair]:
         """Every pair that was recorded and not forgotten."""
@@ -244,12 +338,23 @@ class Journal:
                 cursor.executescript(
                     f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
                 )
-        elif version != _SCHEMA_VERSION:
+        elif version < _SCHEMA_VERSION or not self._is_readable(version):
             raise LocalError(
                 f"the journal {self._path} is of version {version}, this kinkd knows version "
-                f"{_SCHEMA_VERSION}; run the kinkd that wrote it, or move the file away "
+                f"{_SCHEMA_VERSION}; run a kinkd that knows it, or move the file away "
                 "(existing SAs are then removed at start)"
             )
+
+    def _is_readable(self, version: int) -> bool:
+        """Whether what a later version wrote can be used by this one."""
+        if version == _SCHEMA_VERSION:
+            return True
+        try:
+            statement = "SELECT value FROM meta WHERE name = ?"
+            row = self._db.execute(statement, (_READABLE_BY,)).fetchone()
+        except sqlite3.OperationalError:  # of a version that has no such table any more
+            return False
+        return row is not None and int(row[0]) <= _SCHEMA_VERSION
 
 
 def _write_spis(sas: tuple[Spis, ...]) -> str:

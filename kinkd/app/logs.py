@@ -43,8 +43,13 @@ def configure(level: str, style: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
     LOGGER.handlers[:] = [handler]
-    LOGGER.setLevel(level.upper())
+    set_level(level)
     LOGGER.propagate = False
+
+
+def set_level(level: str) -> None:
+    """From now on nothing below it: a name of ``logging``."""
+    LOGGER.setLevel(level.upper())
 
 
 def log(level: int, event: str, **fields: object) -> None:

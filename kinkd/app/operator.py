@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from kinkd.app import recovery, views
 from kinkd.app.control import Arguments, Handler
 from kinkd.app.logs import log
 from kinkd.errors import LocalError, PeerError
-from kinkd.exchange.endpoint import Endpoint
+from kinkd.exchange.endpoint import Changes, Endpoint
 from kinkd.exchange.pairs import SaPair
 from kinkd.kernel.port import Kernel
-from kinkd.model import Host, Protection
+from kinkd.model import Host, Ownership, Protection
 from kinkd.policy.match import HostPolicy
 
 _DELETE_PATIENCE = 5.0  # seconds that shutdown waits for peers to answer a DELETE
@@ -27,16 +27,18 @@ class Services:
     """What the operator needs of the daemon.
 
     ``now`` is the core's clock; ``carry_out`` does what the core wants done; ``deafen`` stops
-    listening to network and kernel; ``stop`` ends the daemon.
+    listening to network and kernel; ``reload`` reads configuration and policy again; ``stop``
+    ends the daemon.
     """
 
     endpoint: Endpoint
     kernel: Kernel
-    ownership: recovery.Ownership
+    ownership: Ownership
     negotiations: Iterable[dict[str, object]]
     now: Callable[[], float]
     carry_out: Callable[[], None]
     deafen: Callable[[], None]
+    reload: Callable[[], Awaitable[Changes]]
     stop: Callable[[], None]
 
 
@@ -56,6 +58,7 @@ class Operator:
             "peers": self._peers,
             "initiate": self._initiate,
             "terminate": self._terminate,
+            "reload": self._reload,
             "shutdown": self._shutdown,
         }
 
@@ -64,7 +67,8 @@ class Operator:
         return self._endpoint.policy
 
     async def _status(self, _: Arguments) -> dict[str, object]:
-        return views.status(self._endpoint, list(self._services.negotiations), self._started)
+        found = views.status(self._endpoint, list(self._services.negotiations), self._started)
+        return {**found, "tasks": len(asyncio.all_tasks())}
 
     async def _sas(self, _: Arguments) -> dict[str, object]:
         return views.sas(self._endpoint, self._services.kernel)
@@ -111,6 +115,14 @@ class Operator:
         self._services.carry_out()
         await asyncio.gather(*(event.wait() for event in over))
         return count
+
+    async def _reload(self, _: Arguments) -> dict[str, object]:
+        changes = await self._services.reload()
+        return {
+            "policy_version": self._policy.version,
+            "entries_changed": changes.entries,
+            "sas_deleted": changes.pairs,
+        }
 
     async def _shutdown(self, arguments: Arguments) -> dict[str, object]:
         deleted = 0

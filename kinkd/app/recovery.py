@@ -11,21 +11,14 @@ import time
 from dataclasses import dataclass
 
 from kinkd.app.journal import Journal
-from kinkd.errors import LocalError
-from kinkd.exchange.pairs import SaPair
+from kinkd.exchange.effects import Path, RecordDebt
+from kinkd.exchange.pairs import SaPair, is_wanted
+from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kernel.port import Kernel, SaId
-from kinkd.model import Direction, Selector, SpdEntry
+from kinkd.model import Ownership
 from kinkd.policy.match import HostPolicy
 
 _EPOCH, _XIDS, _XID_KEY = "epoch", "xids", "xid-key"
-
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """Which reqids and priorities of this network namespace are ours."""
-
-    reqids: range
-    priorities: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +30,7 @@ class Recovered:
     pairs: tuple[SaPair, ...]
     lost: tuple[SaPair, ...]  # in the journal, not whole or not wanted; their peers do not know
     unclaimed: tuple[SaId, ...]  # SAs of ours that were in the kernel, and not in the journal
+    is_first: bool  # the journal knows of no life before
 
 
 def recover(
@@ -54,29 +48,25 @@ def recover(
         sas = (*pair.inbound, *pair.outbound)
         halves = [(sa.destination, sa.protocol, sa.spi) for sa in sas]
         whole = all(half in ours and ours[half].reqid == pair.reqid for half in halves)
-        if whole and _is_wanted(pair, policy):
+        if whole and is_wanted(pair, policy):
             adopted.append(pair)
             for half in halves:
                 del ours[half]
         else:
+            # A start that gets no further than this leaves it to the next to tell the peer.
+            for protocol, spi in pair.inbound_spis:
+                until = pair.created + pair.lifetime.seconds + TRANSACTION_SECONDS
+                path = Path(pair.local, pair.remote)
+                journal.owe(RecordDebt(pair.host, path, protocol, spi, until))
             journal.forget(pair)
             lost.append(pair)
     unclaimed = tuple(state.id for state in ours.values() if not state.larval)
     for sa in unclaimed:
         kernel.remove(sa)
+    is_first = journal.meta(_EPOCH) is None
     epoch, first_xid = _epoch(journal, survived=bool(adopted))
     # Each is named to its peer. Under a new EPOCH that tells of it, too, before any traffic does.
-    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost), unclaimed)
-
-
-def _is_wanted(pair: SaPair, policy: HostPolicy) -> bool:
-    protection = policy.acquired(*pair.slot)
-    return (
-        protection is not None
-        and protection.peer.name == pair.host
-        and (protection.mode, protection.udp) == (pair.mode, pair.udp)
-        and protection.selector.covers(pair.selector)
-    )
+    return Recovered(epoch, first_xid, tuple(adopted), tuple(lost), unclaimed, is_first)
 
 
 def _epoch(journal: Journal, *, survived: bool) -> tuple[int, int]:
@@ -106,28 +96,6 @@ def reserve_xids(journal: Journal, below: int) -> None:
     journal.set_meta(_XIDS, below)
 
 
-def install_policies(kernel: Kernel, policy: HostPolicy, ownership: Ownership) -> None:
-    """Write our SPD entries, then remove those of an earlier policy. Never a moment without.
-
-    Raises:
-        LocalError: an entry of someone else has the selector that we need.
-    """
-    present = {(e.direction, e.selector): e for e in kernel.policies()}
-    for entry in policy.entries:
-        found = present.get((entry.direction, entry.selector))
-        if found is not None and found.priority not in ownership.priorities:
-            raise LocalError(
-                f"an IPsec policy of other software is in the way: {_words(found)}; "
-                "remove it, or take the pair out of kinkd's policy"
-            )
-    for entry in policy.entries:
-        kernel.write_policy(entry)
-    wanted = {(entry.direction, entry.selector) for entry in policy.entries}
-    for key, entry in present.items():
-        if key not in wanted and entry.priority in ownership.priorities:
-            kernel.remove_policy(*key)
-
-
 def remove_everything(kernel: Kernel, ownership: Ownership) -> None:
     """Take all that is ours out of the kernel: SAs first, so that nothing is sent on them."""
     for state in kernel.states():
@@ -136,12 +104,3 @@ def remove_everything(kernel: Kernel, ownership: Ownership) -> None:
     for entry in kernel.policies():
         if entry.priority in ownership.priorities:
             kernel.remove_policy(entry.direction, entry.selector)
-
-
-def _words(entry: SpdEntry) -> str:
-    selector: Selector = entry.selector
-    direction = Direction(entry.direction).name.lower()
-    return (
-        f"dir {direction} src {selector.source} dst {selector.destination} "
-        f"priority {entry.priority}"
-    )

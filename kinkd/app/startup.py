@@ -3,8 +3,6 @@ daemon, started by mistake beside a living one, fails before it has touched anyt
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -17,58 +15,18 @@ from kinkd.app.config import DEFAULT_CCACHE, Config
 from kinkd.app.journal import Journal
 from kinkd.app.logs import log
 from kinkd.errors import KernelError, LocalError
+from kinkd.exchange import spd
 from kinkd.exchange.core import Start
 from kinkd.exchange.endpoint import Endpoint
 from kinkd.exchange.xids import permuted
 from kinkd.kerberos.accepting import GssAcceptor
 from kinkd.kerberos.gss import GssTicketSource
 from kinkd.kernel.port import Kernel
-from kinkd.kernel.socket import XfrmSocket
-from kinkd.model import Suite
+from kinkd.model import Ownership, Suite
 from kinkd.policy.match import HostPolicy
 
 _REPLAY_CACHE_BIRTH = "replay-cache-birth"
 _LARVAL_DROP = Path("/proc/sys/net/core/xfrm_larval_drop")
-
-
-def lock_state(directory: Path) -> int:
-    """Take the state directory for this process alone; the lock ends with the descriptor.
-
-    Raises:
-        LocalError: another kinkd has it, or it is not there.
-    """
-    path = directory / "lock"
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise LocalError(
-            f"the state directory {directory} cannot be used: {error.strerror}; "
-            "is it there and writable for this user?"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise LocalError(f"another kinkd uses the state directory {directory}") from None
-    return descriptor
-
-
-def open_kernel() -> XfrmSocket:
-    """The kernel's SA and policy databases.
-
-    Raises:
-        LocalError: without CAP_NET_ADMIN.
-        KernelError: a kernel without XFRM.
-    """
-    try:
-        return XfrmSocket()
-    except KernelError as error:
-        if error.errno != errno.EPERM:
-            raise
-        raise LocalError(
-            "the kernel's SAs and policies need CAP_NET_ADMIN: run kinkd by its systemd unit, "
-            "or as root"
-        ) from None
 
 
 def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal) -> Endpoint:
@@ -79,25 +37,29 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     """
     _check_socket_directory(config.control_socket)
     replay_cache = config.state_directory / "rcache"
-    birth = _replay_cache_birth(journal, replay_cache)
+    birth = _replay_cache_birth(journal, replay_cache, policy)
     keytab = None if config.keytab is None else str(config.keytab)
     acceptor = GssAcceptor(keytab, str(replay_cache), birth)
-    families: set[int] = {protection.local.version for protection in policy.protections}
-    suites = {family: _probe(kernel, policy, family) for family in families}
+    suites = probe(kernel, policy)
     _set_larval_drop()
-    ownership = recovery.Ownership(config.reqids, config.priorities)
-    recovery.install_policies(kernel, policy, ownership)
+    ownership = Ownership(config.reqids, config.priorities)
+    spd.install(kernel, policy.entries, ownership.priorities)
     recovered = recovery.recover(kernel, journal, ownership, policy)
     xid = partial(permuted, recovery.xid_key(journal), recovered.epoch)
-    start = Start(recovered.epoch, recovered.first_xid, xid, suites, secrets.token_bytes)
+    start = Start(recovered.epoch, recovered.first_xid, xid, suites, ownership, secrets.token_bytes)
     endpoint = Endpoint(policy, kernel, acceptor, start)
     now = time.monotonic()
     endpoint.set_posix(time.time() - now)
     endpoint.adopt(recovered.pairs, now)
     endpoint.recall(journal.answered(), now)
+    endpoint.recall_burials(journal.burials(), now)
     endpoint.recall_debts(journal.debts(), now)
     endpoint.disown(recovered.lost, now)
     endpoint.disown_unclaimed(recovered.unclaimed, now)
+    if recovered.is_first:
+        endpoint.announce(now)
+    if journal.damage:
+        log(logging.ERROR, "journal-damaged", reason=journal.damage)
     log(
         logging.INFO,
         "recovered",
@@ -127,13 +89,32 @@ def _check_socket_directory(path: Path) -> None:
         )
 
 
-def _replay_cache_birth(journal: Journal, path: Path) -> float:
-    """Authenticators from before the replay cache's birth may be replays: they are refused."""
+def _replay_cache_birth(journal: Journal, path: Path, policy: HostPolicy) -> float:
+    """Authenticators from before the replay cache's birth may be replays: they are refused.
+
+    So are those of before where a host has another name now, or a name another host: commands are
+    remembered by names, and none must be carried out again.
+    """
     birth = journal.meta(_REPLAY_CACHE_BIRTH)
-    if birth is None or not path.exists():
+    clients = {host.name: str(host.client) for host in policy.peers + policy.others}
+    known = all(
+        host in clients and client in (None, clients[host])
+        for host, client in journal.clients().items()
+    )
+    if birth is None or not known or not path.exists():
         birth = int(time.time())
         journal.set_meta(_REPLAY_CACHE_BIRTH, birth)
     return float(birth)
+
+
+def probe(kernel: Kernel, policy: HostPolicy) -> dict[int, frozenset[str]]:
+    """The suites of a policy that the kernel has, for each address family that it needs.
+
+    Raises:
+        LocalError: it has none at all for one of them.
+    """
+    families = {protection.local.version for protection in policy.protections}
+    return {family: _probe(kernel, policy, family) for family in families}
 
 
 def _probe(kernel: Kernel, policy: HostPolicy, family: int) -> frozenset[str]:

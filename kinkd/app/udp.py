@@ -5,6 +5,7 @@ And port 4500, for traffic whose policy wants ESP in UDP.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ _BURST = 64  # datagrams read before the loop gets to do something else
 _RECEIVE_BUFFER = 1 << 20
 _PKTINFO4 = struct.Struct("=I4s4s")  # ifindex, spec_dst, addr: ip(7)
 _PKTINFO6 = struct.Struct("=16sI")  # address, ifindex: ipv6(7)
+_SO_SNDBUFFORCE = 32
+_SEND_BUFFER = 16 << 20
+"""Octets. What goes to neighbours that do not answer ARP waits in it for seconds: with the usual
+200 kB a few dozen of these would keep all others from being sent to."""
 _PMTUDISC_DONT = 0  # a message with a large ticket is fragmented rather than lost
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
@@ -39,6 +44,8 @@ class UdpSocket:
         s = self._socket
         try:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            with contextlib.suppress(PermissionError):
+                s.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
             if family == socket.AF_INET:
                 s.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
                 s.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
@@ -95,7 +102,7 @@ class UdpSocket:
         return None
 
 
-def open_esp_in_udp(policy: HostPolicy) -> list[socket.socket]:
+class EspInUdp:
     """A socket for each family in which the policy wants ESP in UDP: port 4500.
 
     While it is open the kernel takes ESP out of UDP (RFC 3948), and SAs outlive us: so the service
@@ -104,18 +111,43 @@ def open_esp_in_udp(policy: HostPolicy) -> list[socket.socket]:
     Raises:
         LocalError: in one line, why the port cannot be had.
     """
-    kept = take_kept()
-    opened = []
-    for version in sorted({p.local.version for p in policy.protections if p.udp}):
-        name = f"esp-in-udp{version}"
-        if (esp := kept.pop(name, None)) is None:
-            esp = _esp_in_udp(version)
-            keep(name, esp)
-        opened.append(esp)
-    for name, unwanted in kept.items():
-        unwanted.close()
-        let_go(name)
-    return opened
+
+    def __init__(self, policy: HostPolicy) -> None:
+        self._sockets: dict[int, socket.socket] = {}
+        kept = take_kept()
+        wanted = {_esp_in_udp_name(version): version for version in _in_udp(policy)}
+        for name, there in kept.items():
+            if name in wanted:
+                self._sockets[wanted[name]] = there
+            else:
+                there.close()
+                let_go(name)
+        self.follow(policy)
+
+    def follow(self, policy: HostPolicy) -> None:
+        """Open what another policy wants more. What it wants no more, old SAs may still need.
+
+        Raises:
+            LocalError: in one line, why the port cannot be had.
+        """
+        for version in _in_udp(policy):
+            if version not in self._sockets:
+                self._sockets[version] = _esp_in_udp(version)
+                keep(_esp_in_udp_name(version), self._sockets[version])
+
+    def close(self) -> None:
+        """Close them; what the service manager keeps stays open."""
+        for each in self._sockets.values():
+            each.close()
+
+
+def _esp_in_udp_name(version: int) -> str:
+    return f"esp-in-udp{version}"
+
+
+def _in_udp(policy: HostPolicy) -> set[int]:
+    """The address families in which a policy wants ESP in UDP."""
+    return {protection.local.version for protection in policy.protections if protection.udp}
 
 
 def _esp_in_udp(version: int) -> socket.socket:

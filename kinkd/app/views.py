@@ -113,6 +113,8 @@ def status(
         "peers": len(endpoint.policy.peers),
         "sas": len(endpoint.pairs),
         "negotiating": endpoint.commands_under_way,
+        "waiting": endpoint.acquires_waiting,
+        "timers": endpoint.timers,
         "counters": endpoint.counters,
         "last_negotiations": negotiations,
     }

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command("terminate", "delete all SAs with a peer").add_argument(
         "peer", help="name in the policy"
     )
+    command("reload", "read configuration and policy again; SAs that they still want stay")
     command("shutdown", "stop the daemon; SAs and policies stay in the kernel").add_argument(
         "--delete", action="store_true", help="first delete all SAs with every peer, and policies"
     )
@@ -89,7 +90,7 @@ def _ask(arguments: argparse.Namespace) -> int:
         details["peer"] = arguments.peer
     if command == "shutdown":
         details["delete"] = arguments.delete
-    patience = _EXCHANGE_PATIENCE if details else _PATIENCE
+    patience = _EXCHANGE_PATIENCE if details or command == "reload" else _PATIENCE
     result = protocol.ask(arguments.socket, command, patience, **details)
     if arguments.json or arguments.json_first:
         print(json.dumps({"version": protocol.VERSION, **result}, indent=2))
@@ -205,6 +206,13 @@ def _show_terminate(result: Result) -> str:
     return f"{result['sas']} SA pairs with {result['peer']} deleted"
 
 
+def _show_reload(result: Result) -> str:
+    return (
+        f"policy version {result['policy_version']} is in force; "
+        f"{result['entries_changed']} SPD entries changed, {result['sas_deleted']} SA pairs deleted"
+    )
+
+
 def _show_shutdown(result: Result) -> str:
     return f"kinkd stops; {result['deleted']} SA pairs deleted"
 
@@ -215,6 +223,7 @@ _SHOW: dict[str, Callable[[Result], str]] = {
     "peers": _show_peers,
     "initiate": _show_initiate,
     "terminate": _show_terminate,
+    "reload": _show_reload,
     "shutdown": _show_shutdown,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kinkd import __version__
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0 done, 1 failed, 2 bad configuration or usage."""
     arguments = _parser().parse_args(argv)
     try:
-        return _check(arguments.config) if arguments.command == "check" else _run(arguments.config)
+        return _COMMANDS[arguments.command](arguments.config)
     except DocumentError as error:
         print(f"kinkd: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "serve in the foreground"),
         ("check", "validate configuration and policy, and say what would apply to this host"),
+        ("guard", "protect this host by its policy, or the cached one, until the daemon is up"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
@@ -60,6 +61,16 @@ def _check(path: Path) -> int:
     status, text = check.check(path)
     print(text, file=sys.stderr if status else sys.stdout)
     return status
+
+
+def _guard(path: Path) -> int:
+    from kinkd.app import guard
+
+    print(f"kinkd: {guard.guard(path)}")
+    return 0
+
+
+_COMMANDS: Mapping[str, Callable[[Path], int]] = {"run": _run, "check": _check, "guard": _guard}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,17 @@ from kinkd.exchange.pairs import CommandId, PairTable
 from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Kernel, SaId
-from kinkd.model import Host, IPAddress, IpsecProtocol, Profile, Suite
+from kinkd.model import (
+    Direction,
+    Host,
+    IPAddress,
+    IpsecProtocol,
+    Ownership,
+    Principals,
+    Profile,
+    Selector,
+    Suite,
+)
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import KinkErrorCode
@@ -25,6 +35,8 @@ MEMORY_SECONDS = 600.0
 fresh, on a clock five minutes behind or ahead (RFC 4120 §3.2.3)."""
 REMEMBERED_COMMANDS = 1024
 """Commands of one host that are remembered at once; a host that sends more is put off."""
+COMMANDS_PER_PROTECTION = 64
+"""So many for each protection that the policy has with it, if that is more."""
 LONGEST_DETAIL = 300
 """Characters of what a peer sent that go into the log."""
 PAIRS_PER_HOST = 64
@@ -46,9 +58,13 @@ class Answered(NamedTuple):
     when: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Peer:
-    """What is remembered of a host of the policy, over its exchanges."""
+    """What is remembered of a host of the policy, over its exchanges.
+
+    Under another policy the host may have other addresses, or another name. With other principals
+    it is another peer; what is under way with the one before ends with that one.
+    """
 
     host: Host
     epoch: int | None = None  # the last one that was proven or, before that, claimed (§3.7)
@@ -68,6 +84,7 @@ class Peer:
     offers: TokenBucket = field(default_factory=lambda: TokenBucket(rate=1 / 20, burst=3))
     tgts: TokenBucket = field(default_factory=lambda: TokenBucket(rate=200, burst=400))
     unprotected: TokenBucket = field(default_factory=lambda: TokenBucket(rate=5, burst=20))
+    retired: float = float("inf")  # since when the policy means nobody by these principals
     _answered: OrderedDict[CommandId, Answered] = field(default_factory=OrderedDict)
     _buried: OrderedDict[tuple[IpsecProtocol, int], float] = field(default_factory=OrderedDict)
 
@@ -85,6 +102,10 @@ class Peer:
         """Whether that is so, not long ago."""
         when = self._buried.get((protocol, spi))
         return when is not None and now - when < MEMORY_SECONDS
+
+    def inherit(self, other: Peer) -> None:
+        """Remember what the same client has sent while it was another peer."""
+        self._answered, self._buried = other._answered, other._buried
 
     def recall(self, command: CommandId) -> Answer | None:
         """The answer that a command was given before; None: it is new.
@@ -105,8 +126,8 @@ class Peer:
         self._answered[command] = Answered(answer, now)
         self._answered.move_to_end(command)  # the oldest stands first
 
-    def make_room(self, now: float) -> None:
-        """Forget the commands whose time is over.
+    def make_room(self, most: int, now: float) -> None:
+        """Forget the commands whose time is over; ``most`` may be remembered.
 
         Raises:
             PeerError: "too-many-commands", KINK_INTERR: there is no room for one more.
@@ -122,10 +143,10 @@ class Peer:
             if now - oldest.when < MEMORY_SECONDS:
                 break
             self._answered.popitem(last=False)
-        if len(self._answered) >= REMEMBERED_COMMANDS:
+        if len(self._answered) >= most:
             raise PeerError(
                 "too-many-commands",
-                f"{self.host.name} sent {REMEMBERED_COMMANDS} in {MEMORY_SECONDS:.0f} s",
+                f"{self.host.name} sent {most} in {MEMORY_SECONDS:.0f} s",
                 kink_error=KinkErrorCode.INTERR,
             )
 
@@ -139,6 +160,7 @@ class Start:
         first_xid: the number of the first command under this epoch.
         xid: the XID of a command by its number, for 32 bits one to one.
         suites: per address family (4, 6), the names of the suites this kernel has.
+        ownership: which reqids and priorities of the kernel are ours.
         random: a source of cryptographic randomness, octets by length.
     """
 
@@ -146,6 +168,7 @@ class Start:
     first_xid: int
     xid: Callable[[int], int]
     suites: Mapping[int, frozenset[str]]
+    ownership: Ownership
     random: Callable[[int], bytes]
 
 
@@ -165,10 +188,14 @@ class Core:
         self.counters: Counter[str] = Counter()
         self.posix_offset = 0.0
         self.closing = False
+        self.ownership = start.ownership
+        self.in_the_way: frozenset[tuple[Direction, Selector]] = frozenset()  # entries of others
+        self.hearers: list[Callable[[Peer, float], None]] = []
         self._suites = start.suites
         self._xid = self._xids_reserved = start.first_xid
         self._xid_of = start.xid
         self._peers: dict[str, Peer] = {}
+        self._known: dict[Principals, Peer] = {}  # those that were meant not long ago, too
         self._commands: list[Command] = []
         self._drop_reports = TokenBucket(rate=2, burst=20)
         self._strangers = TokenBucket(rate=10, burst=20)
@@ -226,8 +253,47 @@ class Core:
         """The memory of a host."""
         peer = self._peers.get(host.name)
         if peer is None:
-            peer = self._peers[host.name] = Peer(host)
+            host = self.policy.host_by_name(host.name) or host  # what it was may be over
+            peer = self._known.get(host.principals)
+            if peer is None:
+                peer = self._known[host.principals] = Peer(host)
+                for other in self._known.values():
+                    if other.host.client == host.client:  # commands are the client's
+                        peer.inherit(other)
+                        break
+            peer.host, peer.retired = host, float("inf")
+            self._peers[host.name] = peer
         return peer
+
+    def most_commands(self, peer: Peer) -> int:
+        """How many commands of a peer are remembered."""
+        wanted = COMMANDS_PER_PROTECTION * len(self.policy.with_host(peer.host.name))
+        return max(REMEMBERED_COMMANDS, wanted)
+
+    def is_current(self, peer: Peer) -> bool:
+        """Whether a peer is what the policy means by its name."""
+        return self._peers.get(peer.host.name) is peer
+
+    def apply(
+        self, policy: HostPolicy, suites: Mapping[int, frozenset[str]], now: float
+    ) -> list[Peer]:
+        """Go by another policy from now on; the peers that it does not mean any more.
+
+        Peers are known by their principals, under whatever name. Commands are remembered by the
+        principal who sent them, for their time: what was carried out is not carried out again.
+        """
+        self.policy, self._suites = policy, suites
+        before, self._peers = self._peers, {}
+        for host in policy.peers + policy.others:
+            if host.principals in self._known:
+                self.peer(host)
+        others = [peer for peer in before.values() if not self.is_current(peer)]
+        for peer in others:
+            peer.retired = now
+        for principals, peer in list(self._known.items()):
+            if now - peer.retired >= MEMORY_SECONDS:
+                del self._known[principals]
+        return others
 
     def unprotected_bucket(self, path: Path) -> TokenBucket:
         """What bounds answers that nobody has proven a right to (RFC 4430 §4.2.8, §10).
@@ -236,6 +302,11 @@ class Core:
         """
         protections = self.policy.between(path.local, path.remote)
         return self.peer(protections[0].peer).unprotected if protections else self._strangers
+
+    def heard(self, peer: Peer, now: float) -> None:
+        """A verified message of a peer came: whoever waits for such is told."""
+        for hearer in self.hearers:
+            hearer(peer, now)
 
     def next_xid(self) -> int:
         """An XID that no transaction under this EPOCH has had (RFC 4430 §4)."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from kinkd.errors import LocalError, PeerError
+from kinkd.errors import KernelError, LocalError, PeerError
 from kinkd.exchange import identities, installing, quickmode
 from kinkd.exchange.core import Core
 from kinkd.exchange.effects import Level, RecordPair
@@ -14,6 +14,7 @@ from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
 from kinkd.exchange.pairs import CommandId, Role, SaPair
+from kinkd.exchange.timing import FIRST_TIMEOUT, LONGEST_TIMEOUT, TRANSACTION_SECONDS
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.kerberos.port import Ticket
 from kinkd.kernel.port import SaId
@@ -22,6 +23,9 @@ from kinkd.keying.negotiate import Offer, Terms, check_answer
 from kinkd.model import Mode, Profile, Protection, Secret, Suite
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import IsakmpPayload, MessageType, NotifyType
+
+GAVE_WAY = "no answer; others wait"
+"""Why a CREATE ended whose place another was given: of many, people are not told of each."""
 
 Ended = Callable[["Creating", SaPair | str, float], None]
 """Told once how a CREATE ended: the pair, or the reason why there is none; and the instant."""
@@ -79,6 +83,9 @@ class Creating:
     _created_by_peer: bool = False
     _made: SaPair | None = None
     _ephemeral: dh.Ephemeral | None = None
+    _completed: float = float("-inf")
+    _awaits_ack: bool = False
+    _asked: tuple[float, float] = (float("-inf"), float("-inf"))  # the last two times for an ACK
 
     def __post_init__(self) -> None:
         self.variants = self.variants or variants(self.protection.profile)
@@ -154,10 +161,12 @@ class Creating:
                 self._install_inbound(agreement, now)
             pair = self._pair(exchange, reply, answered, agreement)
             limits = installing.initiator_limits(core, agreement.lifetime(core.posix(now)))
-            agreement.install_outbound(core.kernel, pair.outbound, limits)
+            agreement.install_outbound(core, pair.outbound, limits)
         finally:
             seeds.wipe()
         self._made = pair
+        self._completed, self._awaits_ack = now, reply.ack_request
+        self._asked = (now, now)
         core.pairs.add(pair)
         core.emit(RecordPair(pair))
         self._report(exchange, pair, now)
@@ -179,7 +188,7 @@ class Creating:
         )
 
     def _install_inbound(self, agreement: Agreement, now: float) -> None:
-        limits = installing.responder_limits(agreement.lifetime(self.core.posix(now)))
+        limits = installing.initiator_limits(self.core, agreement.lifetime(self.core.posix(now)))
         agreement.install_inbound(self.core.kernel, self._inbound, limits)
 
     def abandon(self, exchange: Exchange, reason: str, now: float) -> None:
@@ -199,7 +208,7 @@ class Creating:
             self.variants = ()
         self.core.counters["create.refused" if self.variants else "create.failed"] += 1
         self.core.report(
-            Level.INFO if self.variants else Level.WARNING,
+            Level.DEBUG if reason == GAVE_WAY else Level.INFO if self.variants else Level.WARNING,
             "create-refused" if self.variants else "create-failed",
             peer=exchange.peer.host.name,
             local=exchange.path.local,
@@ -213,6 +222,32 @@ class Creating:
         if self._ephemeral is not None:
             self._ephemeral.wipe()
             self._ephemeral = None
+
+    def repeated(self, now: float) -> None:
+        """The responder has not got our ACK: it cannot send on the new pair yet (§9)."""
+        self._asked = (self._asked[1], now)
+
+    def responder_is_done(self, now: float) -> float:
+        """Until when the old pair is to be kept: the responder may still have to send on it.
+
+        What comes in on the new pair says that it has our ACK. So does its silence: it asks again
+        on timer T (§9), twice as long after the last time, and not beyond a cycle.
+        """
+        before, last = self._asked
+        if not self._awaits_ack or self._is_used():
+            return now
+        quiet = last + max(2 * (last - before) + FIRST_TIMEOUT, LONGEST_TIMEOUT + FIRST_TIMEOUT)
+        return min(quiet, self._completed + TRANSACTION_SECONDS)
+
+    def _is_used(self) -> bool:
+        """Whether the responder sends on the new pair."""
+        try:
+            inbound = self._made.inbound if self._made is not None else ()
+            states = [self.core.kernel.state(sa) for sa in inbound]
+        except KernelError as error:
+            self.core.kernel_refused(error)
+            return False
+        return any(state is not None and state.packets for state in states)
 
     def again(self, exchange: Exchange, now: float, *, refused: bool) -> Creating:
         """Take the optimistic SAs back; the next ones have other SPIs and another nonce."""

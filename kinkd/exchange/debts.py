@@ -8,6 +8,9 @@ of ``FIRST_PAUSE`` seconds, doubled up to ``LONGEST_PAUSE``. So once the network
 dies with the next message between the two daemons, and without one within ``LONGEST_PAUSE`` and
 a round trip; where it never works, at its hard lifetime, beyond which nothing is owed. What is
 owed is journalled: a restart does not forgive it.
+
+Of a CREATE that a host has not answered which was never heard, little is owed, and it is told at a
+bounded rate, all such hosts together: mostly they are not there.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from kinkd.exchange import quickmode
 from kinkd.exchange.core import Core, Peer
 from kinkd.exchange.effects import ForgetDebt, Level, Path, RecordDebt
 from kinkd.exchange.machine import Exchange, Initiator
-from kinkd.exchange.timing import Timer
+from kinkd.exchange.timing import Timer, TokenBucket
 from kinkd.exchange.verified import VerifiedReply
 from kinkd.model import IPAddress, IpsecProtocol
 from kinkd.wire import grammar, isakmp, kink
@@ -29,6 +32,9 @@ FIRST_PAUSE = 30.0
 LONGEST_PAUSE = 300.0
 OWED_SPIS = 256
 """SPIs that one DELETE names, and that are owed for one address pair; the oldest give way."""
+
+OWED_BY_STRANGERS = 4
+"""The same, of CREATEs to a host that was never heard."""
 
 InboundSpis = tuple[tuple[IpsecProtocol, int], ...]
 """What a DELETE names: SPIs that we have chosen."""
@@ -53,38 +59,59 @@ class Debts:
     def __init__(self, core: Core, initiator: Initiator) -> None:
         self._core = core
         self._initiator = initiator
-        self._debts: dict[str, dict[tuple[IPAddress, IPAddress], _Debt]] = {}  # by host
+        self._strangers = TokenBucket(rate=1, burst=16)
+        self._debts: dict[Peer, dict[tuple[IPAddress, IPAddress], _Debt]] = {}
+        core.hearers.append(self.heard)
 
     def __len__(self) -> int:
         return sum(len(debt.until) for of in self._debts.values() for debt in of.values())
 
     def tell(self, peer: Peer, path: Path, spis: InboundSpis, seconds: float, now: float) -> None:
         """Have a peer delete SAs, now; it may hold them for ``seconds`` more."""
-        debt = self._owe(peer, path, spis, now + seconds)
+        debt = self._owe(peer, path, spis, now + seconds, told=True)
         if not debt.under_way:
-            self._remind(debt, now)
+            self._remind(debt, now, at_once=True)
+
+    def recall(
+        self, peer: Peer, path: Path, spi: tuple[IpsecProtocol, int], seconds: float, now: float
+    ) -> None:
+        """What an earlier life was owed, and has journalled."""
+        debt = self._owe(peer, path, (spi,), now + seconds, told=True, recorded=True)
+        if not debt.under_way and debt.timer is None:
+            # The others of this path are recalled first.
+            debt.timer = self._core.timers.at(now, lambda then: self._remind(debt, then))
 
     def owe(self, peer: Peer, path: Path, spis: InboundSpis, seconds: float, now: float) -> None:
         """The same, of a peer that did not answer a moment ago."""
-        debt = self._owe(peer, path, spis, now + seconds)
+        debt = self._owe(peer, path, spis, now + seconds, told=False)
         if not debt.under_way and debt.timer is None:
             self._set_timer(debt, now)
 
     def heard(self, peer: Peer, now: float) -> None:
         """A verified message of the peer came: it can be told."""
-        for debt in list(self._debts.get(peer.host.name, {}).values()):
+        for debt in list(self._debts.get(peer, {}).values()):
             if not debt.under_way and now >= debt.not_before:
-                self._remind(debt, now)
+                self._remind(debt, now, at_once=True)
 
-    def _owe(self, peer: Peer, path: Path, spis: InboundSpis, until: float) -> _Debt:
-        of_host = self._debts.setdefault(peer.host.name, {})
-        debt = of_host.setdefault((path.local, path.remote), _Debt(peer, path))
+    def _owe(
+        self,
+        peer: Peer,
+        path: Path,
+        spis: InboundSpis,
+        until: float,
+        *,
+        told: bool,
+        recorded: bool = False,
+    ) -> _Debt:
+        of_peer = self._debts.setdefault(peer, {})
+        debt = of_peer.setdefault((path.local, path.remote), _Debt(peer, path))
         for spi in spis:
-            if spi not in debt.until:
+            if spi not in debt.until and not recorded:
                 end = self._core.posix(until)
                 self._core.emit(RecordDebt(peer.host.name, debt.path, *spi, end))
             debt.until[spi] = until
-        self._end(debt, list(debt.until)[:-OWED_SPIS])
+        most = OWED_BY_STRANGERS if _is_stranger(peer) and not told else OWED_SPIS
+        self._end(debt, list(debt.until)[:-most])
         return debt
 
     def _end(self, debt: _Debt, spis: Iterable[tuple[IpsecProtocol, int]]) -> None:
@@ -92,7 +119,7 @@ class Debts:
             if debt.until.pop(spi, None) is not None:
                 self._core.emit(ForgetDebt(debt.path, *spi))
 
-    def _remind(self, debt: _Debt, now: float) -> None:
+    def _remind(self, debt: _Debt, now: float, *, at_once: bool = False) -> None:
         if debt.timer is not None:
             debt.timer.cancel()
             debt.timer = None
@@ -100,15 +127,18 @@ class Debts:
         if not debt.until:
             self._forget(debt)
             return
+        if _is_stranger(debt.peer) and not at_once and not self._strangers.take(now):
+            self._set_timer(debt, now)
+            return
         debt.under_way = True
         reminder = Reminder(self, debt, tuple(debt.until))
         self._initiator.begin(reminder, debt.peer, debt.path, now)
 
     def _forget(self, debt: _Debt) -> None:
-        of_host = self._debts[debt.peer.host.name]
-        del of_host[debt.path.local, debt.path.remote]
-        if not of_host:
-            del self._debts[debt.peer.host.name]
+        of_peer = self._debts[debt.peer]
+        del of_peer[debt.path.local, debt.path.remote]
+        if not of_peer:
+            del self._debts[debt.peer]
 
     def _set_timer(self, debt: _Debt, now: float) -> None:
         debt.timer = self._core.timers.at(now + debt.pause, lambda then: self._remind(debt, then))
@@ -160,6 +190,9 @@ class Reminder:
         """Nothing was prepared."""
         return self
 
+    def repeated(self, now: float) -> None:
+        """It asks for no ACK."""
+
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """The peer is heard again: it is told again."""
 
@@ -174,3 +207,7 @@ def check_deletion(inner: Iterable[kink.Payload]) -> None:
         for part in parts:
             if isinstance(part, isakmp.Notification) and part.type != NotifyType.INVALID_SPI:
                 quickmode.refuse_error_notification(part)
+
+
+def _is_stranger(peer: Peer) -> bool:
+    return peer.round_trip.smoothed is None

@@ -82,6 +82,18 @@ class ForgetDebt:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordBurial:
+    """Make durable that a peer has deleted an SPI of its own which we do not know.
+
+    A CREATE of before that names it may yet come, and must not be carried out.
+    """
+
+    host: str
+    protocol: IpsecProtocol
+    spi: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveXids:
     """Make durable that XIDs below this bound may have been used under the present EPOCH."""
 
@@ -114,6 +126,7 @@ Command = (
     | ForgetPair
     | RecordDebt
     | ForgetDebt
+    | RecordBurial
     | ReserveXids
     | Report
 )

@@ -7,30 +7,43 @@ monotonic clock; ``set_posix`` says how far POSIX time is from it. After each ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kinkd.errors import KernelError, LocalError, PeerError, TicketUnavailable
+from kinkd.exchange import spd
+from kinkd.exchange.acquires import Acquires, Outcome
 from kinkd.exchange.core import Core, Peer, Start
-from kinkd.exchange.creating import Creating, Variant
+from kinkd.exchange.creating import GAVE_WAY, Creating, Variant
 from kinkd.exchange.crossing import Crossings
-from kinkd.exchange.effects import Command, Level, Path, RecordDebt
+from kinkd.exchange.effects import Command, Level, Path, RecordBurial, RecordDebt
 from kinkd.exchange.granting import Granting
-from kinkd.exchange.lifecycle import Lifecycle, by_path
+from kinkd.exchange.lifecycle import Lifecycle, Probing, by_path
 from kinkd.exchange.machine import Exchange, Initiator
-from kinkd.exchange.pairs import CommandId, PairTable, Role, SaPair
+from kinkd.exchange.pairs import CommandId, PairTable, SaPair, is_wanted
+from kinkd.exchange.reconciler import Reconciler
+from kinkd.exchange.rekeying import Rekeying
 from kinkd.exchange.responder import Responder
 from kinkd.exchange.suspicion import Suspicion
 from kinkd.exchange.timing import FIRST_TIMEOUT
 from kinkd.kerberos.port import Acceptor, Tgt, Ticket
-from kinkd.kernel.port import Acquire, Expire, Kernel, KernelEvent, Overrun, SaId
+from kinkd.kernel.port import Acquire, Deleted, Expire, Kernel, KernelEvent, Overrun, SaId
 from kinkd.model import Host, IPAddress, Principal, Protection, Slot
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
 
-CONCURRENT_COMMANDS = 1024
-"""Commands of ours under way at once; what comes above waits for the kernel's next acquire."""
+ANNOUNCED = 64
+"""Peers that are told of a life that has forgotten all before: each costs a ticket."""
+
+
+class Changes(NamedTuple):
+    """What another policy came to: SPD entries that were written or removed, pairs deleted."""
+
+    entries: int
+    pairs: int
+
 
 InitiateEnded = Callable[[SaPair | None, str, float], None]
 
@@ -58,7 +71,20 @@ class Endpoint:
         granting = Granting(self._core, self._lifecycle, self._crossings, self._established)
         self._responder = Responder(self._core, self._lifecycle, granting)
         self._giving = self._responder.giving
-        self._suspicion = Suspicion(self._core, self._initiator, self._renew)
+        self._rekeying = Rekeying(self._core, self._create)
+        self._acquires = Acquires(
+            self._core,
+            create=lambda protection, now: self._create(protection, now, "acquire"),
+            cancel=self._give_way,
+            is_fetching=self._initiator.tickets.is_fetching,
+            half_open=self._responder.half_open.awaits,
+        )
+        self._reconciler = Reconciler(
+            self._core, self._lifecycle, self._rekeying, self._acquires, self.disown_unclaimed
+        )
+        self._suspicion = Suspicion(
+            self._core, self._initiator, self._rekeying.renew, self._reconciler.deleted
+        )
 
     # What people and the application read.
 
@@ -91,6 +117,16 @@ class Endpoint:
         """Commands of ours that have not ended."""
         return len(self._initiator)
 
+    @property
+    def acquires_waiting(self) -> int:
+        """Questions of the kernel that wait: for a CREATE under way, a place, or a peer's rest."""
+        return len(self._acquires)
+
+    @property
+    def timers(self) -> int:
+        """How many things are due some time; one of them is always the next look at the kernel."""
+        return len(self._core.timers)
+
     def commands(self) -> list[Command]:
         """What to do, since the last call; in this order."""
         return self._core.take_commands()
@@ -110,7 +146,7 @@ class Endpoint:
 
         Of several for the same one will remain.
         """
-        adopted = list(pairs)
+        adopted = [self._aged(pair, now) for pair in pairs]
         for pair in adopted:
             self._core.pairs.add(pair)
         for slot in {pair.slot for pair in adopted}:
@@ -124,18 +160,28 @@ class Endpoint:
             if host is not None:
                 self._core.peer(host).remember(command, None, now)
 
+    def recall_burials(self, burials: Iterable[RecordBurial], now: float) -> None:
+        """Know again what peers have deleted before it came to be (RFC 4430 §3.3)."""
+        for burial in burials:
+            host = self._core.policy.host_by_name(burial.host)
+            if host is not None:
+                self._core.peer(host).bury((burial.protocol, burial.spi), now)
+
     def recall_debts(self, debts: Iterable[RecordDebt], now: float) -> None:
         """Take up what peers owed to an earlier life (RFC 4430 §3.3)."""
         for debt in debts:
             host = self._core.policy.host_by_name(debt.host)
             if host is not None:
-                spis = ((debt.protocol, debt.spi),)
-                left = debt.until - self._core.posix(now)
-                self._lifecycle.disown(self._core.peer(host), debt.path, spis, now, seconds=left)
+                self._lifecycle.recall(self._core.peer(host), debt, now)
 
     def disown(self, pairs: Iterable[SaPair], now: float) -> None:
         """Tell peers of pairs that did not survive on our side (RFC 4430 §3.3)."""
-        self._lifecycle.disown_pairs(pairs, now)
+        self._lifecycle.disown_pairs([self._aged(pair, now) for pair in pairs], now)
+
+    def _aged(self, pair: SaPair, now: float) -> SaPair:
+        """A pair of an earlier life, with its age by the clock of this one."""
+        age = self._core.posix(now) - pair.created
+        return replace(pair, born=now - min(max(0.0, age), pair.lifetime.seconds))
 
     def disown_unclaimed(self, sas: Iterable[SaId], now: float) -> None:
         """Tell peers of SAs that an earlier life made and did not come to record.
@@ -188,18 +234,38 @@ class Endpoint:
         """The kernel wants an SA, or one came to its end."""
         match event:
             case Acquire():
-                self._acquired(event, now)
+                self._acquires.asked(event, now)
             case Expire(hard=True):
                 self._lifecycle.expired(event.id, now)
             case Expire():
-                self._soft_expired(event, now)
+                self._rekeying.soft_expired(event.id, now)
+            case Deleted(None):
+                self._reconciler.disturbed(now)
+            case Deleted(SaId() as sa):
+                self._reconciler.deleted(sa, now)
             case Overrun():
                 self._core.counters["kernel-overrun"] += 1
-                self._read_kernel_again(now)
+                self._reconciler.disturbed(now)
 
     def start(self, now: float) -> None:
-        """Begin what needs no cause: have a TGT at hand where the policy gives it to peers."""
+        """Begin what needs no cause, once all that an earlier life left has been taken up.
+
+        What the kernel has is looked at; a TGT is at hand where the policy gives it to peers.
+        """
         self._giving.start(now)
+        self._reconciler.start(now)
+
+    def announce(self, now: float) -> None:
+        """Tell peers that this is another life (RFC 4430 §3.7), of which no journal knows one.
+
+        Whoever was a peer of an earlier one may still send into its SAs. Of too many of them each
+        finds out for itself.
+        """
+        for host in self._core.policy.peers[:ANNOUNCED]:
+            first = self._core.policy.with_host(host.name)[0]
+            self._core.counters["status.announced"] += 1
+            path = Path(first.local, first.remote)
+            self._initiator.begin(Probing(lambda *_: None), self._core.peer(host), path, now)
 
     def ticket_ready(self, server: Principal, ticket: Ticket, now: float) -> None:
         """The answer to ``FetchTicket``."""
@@ -247,6 +313,59 @@ class Endpoint:
             self._lifecycle.delete(group, now, one_done)
         return len(pairs)
 
+    def apply(
+        self, policy: HostPolicy, suites: Mapping[int, frozenset[str]], now: float
+    ) -> Changes:
+        """Go by another policy from now on, and change only what it changes.
+
+        SAs that it would not have made are deleted, and their peers told (RFC 4430 §3.3); what is
+        under way for them ends. Where it wants other terms than before (groups, sequence numbers,
+        a shorter life), they are renewed. All other SAs and what is under way are left as they are.
+
+        Raises:
+            LocalError: an entry of other software is in the way; nothing was changed.
+            KernelError: the kernel refused an entry; the old policy is in force.
+        """
+        core, before = self._core, self._core.policy
+        if core.closing:
+            raise LocalError("this daemon is leaving")
+        try:
+            entries = spd.install(core.kernel, policy.entries, core.ownership.priorities)
+        except KernelError:
+            ours, there = core.ownership.priorities, core.kernel.policies()
+            spd.carry_out(core.kernel, spd.plan(there, before.entries, ours))
+            raise
+        unwanted = [pair for pair in core.pairs if not is_wanted(pair, policy)]
+        weaker = [pair for pair in core.pairs if _is_weaker(pair, before, policy)]
+
+        def is_stale(protection: Protection) -> bool:
+            current = policy.acquired(*protection.slot)
+            return current is None or not current.makes_the_same(protection)
+
+        # While the peers are still known: they are told.
+        for group in by_path(unwanted).values():
+            self._lifecycle.delete(group, now)
+        self._responder.half_open.give_up_all(
+            now, lambda opened: any(is_stale(half.agreement.protection) for half in opened.halves)
+        )
+        for peer in core.apply(policy, suites, now):
+            self._initiator.tickets.forget(peer)
+        for attempt in list(self._creating.values()):
+            if attempt.exchange is not None and is_stale(attempt.purpose.protection):
+                attempt.purpose.variants = ()
+                self._initiator.cancel(attempt.exchange, "the policy has changed", now)
+        for pair in weaker:
+            self._rekeying.renew_in_turn(pair, "policy", now)
+        self._giving.start(now)
+        self._acquires.wake(now)
+        return Changes(entries, len(unwanted))
+
+    def addresses_up(self, addresses: Iterable[IPAddress], now: float) -> None:
+        """These addresses of ours are there, again: what waits on them need not wait longer."""
+        for local in addresses:
+            self._initiator.hurry(local, now)
+            self._acquires.wake(now, local)
+
     def stop_creating(self, now: float) -> None:
         """From now on no SA is made, and what is under way ends."""
         self._core.closing = True
@@ -256,70 +375,6 @@ class Endpoint:
                 self._initiator.cancel(attempt.exchange, "this daemon is leaving", now)
 
     # How it is done.
-
-    def _acquired(self, event: Acquire, now: float) -> None:
-        core = self._core
-        core.counters["acquired"] += 1
-        if core.closing:
-            return
-        protection = core.policy.acquired(event.source, event.destination, event.reqid)
-        if protection is None:
-            core.counters["acquire-foreign"] += 1  # a policy that is not ours
-            return
-        if self._responder.half_open.awaits(protection.slot, event.flow):
-            core.counters["acquire-joined"] += 1  # the ACK of the peer's CREATE will do
-            return
-        if self._is_answered(protection, event):
-            core.counters["acquire-stale"] += 1  # an SA came while the event waited to be read
-            return
-        if len(self._initiator) >= CONCURRENT_COMMANDS:
-            core.counters["acquire-deferred"] += 1
-            return
-        self._create(protection, now, "acquire")
-
-    def _is_answered(self, protection: Protection, event: Acquire) -> bool:
-        """Whether the kernel has by now what it asked for."""
-        core = self._core
-        try:
-            return any(
-                pair.selector.covers(event.flow)
-                and all(core.kernel.state(sa) is not None for sa in pair.outbound)
-                for pair in core.pairs.in_slot(protection.slot)
-            )
-        except KernelError as error:
-            core.kernel_refused(error)
-            return False
-
-    def _read_kernel_again(self, now: float) -> None:
-        """Events were lost: SAs that are gone went without our being told."""
-        core = self._core
-        try:
-            present = {_name(state.id) for state in core.kernel.states()}
-        except KernelError as error:
-            core.kernel_refused(error)
-            return
-        for pair in core.pairs:
-            for sa in (*pair.inbound, *pair.outbound):
-                if _name(sa) not in present:
-                    self._lifecycle.expired(sa, now)
-
-    def _soft_expired(self, event: Expire, now: float) -> None:
-        core = self._core
-        pair = core.pairs.by_sa(event.id)
-        if (
-            core.closing
-            or pair is None
-            or pair.role is not Role.INITIATOR
-            or event.id not in pair.outbound
-            or core.pairs.for_the_same(pair)[-1] is not pair  # replaced already
-        ):
-            return
-        self._renew(pair, "rekey", now)
-
-    def _renew(self, pair: SaPair, cause: str, now: float) -> None:
-        protection = self._core.policy.acquired(*pair.slot)
-        if protection is not None:
-            self._create(protection, now, cause)
 
     def _create(
         self,
@@ -373,12 +428,17 @@ class Endpoint:
             left = creating.variants
             self._begin(protection, now, creating.cause, attempt.listeners, left)
             return
+        outcome = _outcome(attempt, pair)
+        replaced = creating.replaces if pair is not None and pair is not creating.superseded else ()
+        self._reconciler.ended(protection.slot, replaced, now)
+        self._rekeying.ended(protection.slot, made=pair is not None, now=now)
+        self._acquires.ended(protection.slot, outcome, now)
         self._crossings.created(protection.slot, pair if creating.superseded is None else None, now)
         if pair is not None and creating.superseded is None:
             # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).
             grace = self._core.peer(protection.peer).round_trip.grace()
             for old in creating.replaces:
-                self._delete_old(old, now + grace)
+                self._delete_old(old, now + grace, creating)
         for ended in attempt.listeners:
             ended(pair, reason, now)
 
@@ -393,16 +453,45 @@ class Endpoint:
             purpose.superseded = pair
             self._initiator.cancel(exchange, "the peer was faster", now)
 
-    def _delete_old(self, pair: SaPair, when: float) -> None:
+    def _give_way(self, slot: Slot, now: float) -> bool:
+        attempt = self._creating.get(slot)
+        if attempt is None or attempt.exchange is None:
+            return False
+        if attempt.purpose.cause != "acquire" or attempt.listeners:
+            return False  # somebody else waits for it, too
+        self._initiator.cancel(attempt.exchange, GAVE_WAY, now)
+        return True
+
+    def _delete_old(self, pair: SaPair, when: float, successor: Creating) -> None:
         def delete(now: float) -> None:
-            if self._core.pairs.holds(pair):
+            later = successor.responder_is_done(now)
+            if now < later and self._core.pairs.holds(pair):
+                self._delete_old(pair, later, successor)
+            elif self._core.pairs.holds(pair):
                 self._lifecycle.delete([pair], now)
             elif pair in self._responder.half_open.pairs_in_slot(pair.slot):
-                self._delete_old(pair, now + FIRST_TIMEOUT)  # its ACK may yet come
+                self._delete_old(pair, now + FIRST_TIMEOUT, successor)  # its ACK may yet come
 
         self._core.timers.at(when, delete)
 
 
-def _name(sa: SaId) -> tuple[IPAddress, int, int]:
-    """What is unique of an SA; its source is not."""
-    return (sa.destination, sa.protocol, sa.spi)
+def _outcome(attempt: _Attempt, pair: SaPair | None) -> Outcome:
+    exchange = attempt.exchange
+    if pair is not None:
+        return Outcome.MADE
+    if exchange is None or exchange.ticket is None:
+        return Outcome.UNSENT
+    if not exchange.sent_at:
+        return Outcome.REFUSED  # by our own kernel, say
+    return Outcome.REFUSED if exchange.answered else Outcome.UNANSWERED
+
+
+def _is_weaker(pair: SaPair, before: HostPolicy, policy: HostPolicy) -> bool:
+    """Whether a pair that may stay may have been made with less than the policy wants now."""
+    old, new = before.acquired(*pair.slot), policy.acquired(*pair.slot)
+    if old is None or new is None or not is_wanted(pair, policy):
+        return False
+    return (old.profile.groups, old.profile.esn) != (
+        new.profile.groups,
+        new.profile.esn,
+    ) or new.profile.lifetime.seconds < old.profile.lifetime.seconds

@@ -23,7 +23,7 @@ from kinkd.model import Host, IPAddress, IpsecProtocol, Selector, Slot
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
 
-_Name = tuple[str, int, int]  # host, EPOCH, XID: all that an ACK tells
+_Name = tuple[Peer, int, int]  # whose, EPOCH, XID: all that an ACK tells
 
 Established = Callable[[SaPair, float], None]
 
@@ -43,7 +43,7 @@ class Half:
     def install_outbound(self, core: Core, now: float) -> None:
         """From us to the initiator."""
         limits = responder_limits(self.agreement.lifetime(core.posix(now)))
-        self.agreement.install_outbound(core.kernel, self.pair.outbound, limits)
+        self.agreement.install_outbound(core, self.pair.outbound, limits)
 
     def remove_inbound(self, core: Core) -> None:
         """Take back what ``install_inbound`` did; its secret goes, too."""
@@ -102,7 +102,7 @@ class HalfOpen:
     @property
     def name(self) -> _Name:
         """By what its ACK finds it."""
-        return (self.peer.host.name, self.command.epoch, self.command.xid)
+        return (self.peer, self.command.epoch, self.command.xid)
 
     @property
     def outbound(self) -> list[tuple[IPAddress, IpsecProtocol, int]]:
@@ -154,7 +154,7 @@ class HalfOpens:
 
     def repeated(self, command: VerifiedCommand, host: Host) -> None:
         """The CREATE came again: what is sent from now on echoes its newest authenticator."""
-        opened = self._open.get((host.name, command.epoch, command.xid))
+        opened = self._open.get((self._core.peer(host), command.epoch, command.xid))
         if opened is not None:
             opened.ap_rep = command.ap_rep
 
@@ -164,7 +164,7 @@ class HalfOpens:
         Raises:
             PeerError: "unexpected-ack": none is awaited, or it came before.
         """
-        opened = self._open.get((host.name, command.epoch, command.xid))
+        opened = self._open.get((self._core.peer(host), command.epoch, command.xid))
         if opened is None:
             raise PeerError("unexpected-ack", f"no REPLY of ours asked for one, XID {command.xid}")
         self._forget(opened)
@@ -185,9 +185,9 @@ class HalfOpens:
             half.remove_inbound(self._core)
         undone(opened.halves, opened.peer, self._core, now)
 
-    def give_up_all(self, now: float) -> None:
-        """The daemon takes leave."""
-        for opened in list(self._open.values()):
+    def give_up_all(self, now: float, which: Callable[[HalfOpen], bool] = lambda _: True) -> None:
+        """The daemon takes leave, or of some of them."""
+        for opened in filter(which, list(self._open.values())):
             self._abandon(opened, now)
 
     def _abandon(self, opened: HalfOpen, now: float) -> None:

@@ -28,8 +28,9 @@ from kinkd.model import (
 
 # A 32-bit sequence number must never wrap (RFC 4303 §3.3.3): rekey far before, stop at the end.
 # With ESN neither holds: 64 bits outlive any SA (see _sas).
-_SOFT_PACKETS = 3 << 30
 _HARD_PACKETS = (1 << 32) - 256
+_SHORT = 10 * TRANSACTION_SECONDS  # an SA that lives no longer cannot keep the margins below
+_RESPONDER_SECONDS, _RESPONDER_VOLUME = 0.65, 0.85  # of an SA's life, where a part of it counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,17 @@ class Agreement:
         made = self._sas(sas, self.selector.reversed(), limits)
         _hand_over(made, kernel.install_inbound)
 
-    def install_outbound(self, kernel: Kernel, sas: Sequence[SaId], limits: SaLimits) -> None:
+    def install_outbound(self, core: Core, sas: Sequence[SaId], limits: SaLimits) -> None:
         """From now on the kernel sends on these, first of all what it holds back."""
-        entries = self.protection.outbound_entries
+        # The entries may have other priorities than when this began.
+        current = core.policy.acquired(*self.protection.slot) or self.protection
+        entries = [
+            entry
+            for entry in current.outbound_entries
+            if (entry.direction, entry.selector) not in core.in_the_way
+        ]
         made = self._sas(sas, self.selector, limits)
-        _hand_over(made, lambda whole: kernel.install_outbound(whole, entries))
+        _hand_over(made, lambda whole: core.kernel.install_outbound(whole, entries))
 
     def _sas(self, ids: Sequence[SaId], selector: Selector, limits: SaLimits) -> list[Sa]:
         """The SAs of one direction, each pinned to its traffic.
@@ -150,6 +157,7 @@ def pair_of(
         xid=command.xid,
         fingerprint=command.fingerprint,
         etype=agreement.key.etype,
+        born=created,
         lowest_nonce=agreement.seeds.lowest,
     )
 
@@ -186,30 +194,40 @@ def reserve(
     )
 
 
-def responder_limits(lifetime: Lifetime) -> SaLimits:
-    """Hard limits alone: rekeying is the initiator's (RFC 4430 §3.6)."""
-    octets = None if lifetime.kilobytes is None else lifetime.kilobytes * 1024
-    return SaLimits(hard_seconds=lifetime.seconds, hard_octets=octets, hard_packets=_HARD_PACKETS)
-
-
 def initiator_limits(core: Core, lifetime: Lifetime) -> SaLimits:
     """Hard limits, and soft ones somewhat before them, randomised (RFC 4430 §3.6).
 
-    By time: between T-rekey and T-retrans before the end, T-rekey = 2 * T-retrans; of an SA
-    too short for that, at 60 to 80 % of its life.
+    By time: two to four retransmission cycles before the end (T-rekey is four times T-retrans),
+    so that the responder has two left; of a short life 50 to 65 %.
     """
     fraction = int.from_bytes(core.random(4), "big") / (1 << 32)
     hard = lifetime.seconds
-    if hard > 5 * TRANSACTION_SECONDS:
-        soft = hard - int(TRANSACTION_SECONDS * (1 + fraction))
+    if hard > _SHORT:
+        soft = hard - int(TRANSACTION_SECONDS * (2 + 2 * fraction))
     else:
-        soft = int(hard * (0.6 + 0.2 * fraction))
+        soft = int(hard * (0.5 + 0.15 * fraction))
+    return _limits(lifetime, soft, 0.65 + 0.2 * fraction)
+
+
+def responder_limits(lifetime: Lifetime) -> SaLimits:
+    """Hard limits, and the latest soft ones that the initiator may have.
+
+    Rekeying is the initiator's (RFC 4430 §3.6). What the responder is told is when it has had to
+    begin: see ``rekeying``.
+    """
+    hard = lifetime.seconds
+    late = int(hard * _RESPONDER_SECONDS)
+    soft = hard - 2 * int(TRANSACTION_SECONDS) if hard > _SHORT else late
+    return _limits(lifetime, soft, _RESPONDER_VOLUME)
+
+
+def _limits(lifetime: Lifetime, soft_seconds: int, volume: float) -> SaLimits:
     octets = None if lifetime.kilobytes is None else lifetime.kilobytes * 1024
     return SaLimits(
-        soft_seconds=soft,
-        hard_seconds=hard,
-        soft_octets=None if octets is None else int(octets * (0.7 + 0.2 * fraction)),
+        soft_seconds=max(1, soft_seconds),
+        hard_seconds=lifetime.seconds,
+        soft_octets=None if octets is None else int(octets * volume),
         hard_octets=octets,
-        soft_packets=int(_SOFT_PACKETS * (1 + 0.2 * fraction)),
+        soft_packets=int(_HARD_PACKETS * volume),
         hard_packets=_HARD_PACKETS,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Core, Peer
 from kinkd.exchange.debts import FIRST_PAUSE, Debts, InboundSpis, check_deletion
-from kinkd.exchange.effects import ForgetPair, Level, Path
+from kinkd.exchange.effects import ForgetPair, Level, Path, RecordDebt
 from kinkd.exchange.machine import Exchange, Initiator
 from kinkd.exchange.pairs import Role, SaPair
 from kinkd.exchange.timing import TRANSACTION_SECONDS
@@ -28,8 +28,14 @@ class Lifecycle:
         self._core = core
         self._initiator = initiator
         self._debts = Debts(core, initiator)
-        self._probed: set[str] = set()
+        self._probed: set[Peer] = set()
+        self._leaving: set[SaId] = set()
         initiator.observe_epochs(self.epoch_proven)
+
+    @property
+    def leaving(self) -> frozenset[SaId]:
+        """The SAs of pairs that are given up on which we still receive."""
+        return frozenset(self._leaving)
 
     def retire(self, pair: SaPair, now: float, *, grace: float) -> None:
         """Stop sending on a pair at once; receive on it for ``grace`` seconds (RFC 4430 §3.3)."""
@@ -48,6 +54,7 @@ class Lifecycle:
         for sa in pair.outbound:
             core.remove_sa(sa)
         core.emit(ForgetPair(pair))
+        self._leaving.update(pair.inbound)
         host = core.policy.host_by_name(pair.host)
         if pair.role is Role.RESPONDER and host is not None:
             core.peer(host).remember(pair.command, None, now)
@@ -93,6 +100,11 @@ class Lifecycle:
         tell = self._debts.owe if silent else self._debts.tell
         tell(peer, path, spis, seconds, now)
 
+    def recall(self, peer: Peer, debt: RecordDebt, now: float) -> None:
+        """Have a peer remove what it still owed to an earlier life."""
+        left = debt.until - self._core.posix(now)
+        self._debts.recall(peer, debt.path, (debt.protocol, debt.spi), left, now)
+
     def disown_pairs(self, pairs: Iterable[SaPair], now: float) -> None:
         """Have their peers remove pairs that are gone on our side."""
         for path, group in by_path(pairs).items():
@@ -105,8 +117,7 @@ class Lifecycle:
 
     def seconds_left(self, pairs: Iterable[SaPair], now: float) -> float:
         """How long a peer may hold its halves of pairs that ended before their time."""
-        posix = self._core.posix(now)
-        left = max(pair.created + pair.lifetime.seconds - posix for pair in pairs)
+        left = max(pair.born + pair.lifetime.seconds - now for pair in pairs)
         # Its half may have been made a whole exchange later.
         return max(0.0, left) + TRANSACTION_SECONDS
 
@@ -131,23 +142,25 @@ class Lifecycle:
             self._probe(peer, path, epoch, now)
         elif peer.epoch is None:
             peer.epoch = epoch
-        self._debts.heard(peer, now)
+        self._core.heard(peer, now)
 
     def _stale(self, peer: Peer, epoch: int) -> list[SaPair]:
         return [p for p in self._core.pairs.of_host(peer.host.name) if p.epoch != epoch]
 
     def _probe(self, peer: Peer, path: Path, epoch: int, now: float) -> None:
-        if peer.host.name in self._probed:
+        if peer in self._probed:
             return
-        self._probed.add(peer.host.name)
+        self._probed.add(peer)
         self._core.report(Level.INFO, "epoch-doubted", peer=peer.host.name, claimed=epoch)
 
         def ended(_: Peer, alive: bool, then: float) -> None:
-            self._probed.discard(peer.host.name)
+            self._probed.discard(peer)
             if not alive:
                 self._core.timers.at(then + FIRST_PAUSE, again)
 
         def again(then: float) -> None:
+            if not self._core.is_current(peer):
+                return  # nothing depends on it
             pairs = self._core.pairs.of_host(peer.host.name)
             if any(pair.epoch != peer.epoch or pair.epoch != epoch for pair in pairs):
                 self._probe(peer, path, epoch, then)  # while anything depends on it
@@ -160,7 +173,9 @@ class Lifecycle:
 
         Unless another was proven to us after that: the REPLY may come from the life before.
         """
-        self._debts.heard(peer, now)
+        self._core.heard(peer, now)
+        if not self._core.is_current(peer):
+            return  # it speaks for nobody any more
         if peer.epoch not in (None, epoch) and asked < peer.epoch_proven:
             self._probe(peer, path, epoch, now)
             return
@@ -180,6 +195,7 @@ class Lifecycle:
         for pair in pairs:
             for sa in pair.inbound:
                 self._core.remove_sa(sa)
+                self._leaving.discard(sa)
 
 
 @dataclass(slots=True, eq=False)
@@ -234,6 +250,9 @@ class Deleting:
         """Nothing was prepared."""
         return self
 
+    def repeated(self, now: float) -> None:
+        """It asks for no ACK."""
+
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Deleted after all: as was wanted."""
 
@@ -271,6 +290,9 @@ class Probing:
     def again(self, exchange: Exchange, now: float, *, refused: bool) -> Probing:
         """Nothing was prepared."""
         return self
+
+    def repeated(self, now: float) -> None:
+        """It asks for no ACK."""
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """Its EPOCH is proven, if late."""

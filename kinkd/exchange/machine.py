@@ -6,6 +6,7 @@ command alike is here, by the table in ``table.py``.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,16 +17,18 @@ from kinkd.exchange.core import Core, Peer
 from kinkd.exchange.effects import Level, Path
 from kinkd.exchange.table import Action, Event, State, step
 from kinkd.exchange.tickets import Tickets
-from kinkd.exchange.timing import TRANSACTION_SECONDS, Timer
+from kinkd.exchange.timing import SHORTEST_TIMEOUT, TRANSACTION_SECONDS, Timer
 from kinkd.exchange.verified import VerifiedReply, seal, verify_reply
 from kinkd.kerberos import messages
 from kinkd.kerberos.port import Authenticator, Ticket
+from kinkd.model import IPAddress
 from kinkd.wire import kink
 from kinkd.wire.numbers import GREATEST_DATAGRAM, KinkErrorCode, MessageType, kink_error_name
 
 # A delayed command is accepted as long as its authenticator is fresh (RFC 4120 §3.2.3).
 _LATE_SECONDS = 300.0 + TRANSACTION_SECONDS
 _LATE_COMMANDS = 128  # of one host
+_UNANSWERED_COMMANDS = 1024  # of all hosts: who has never answered is hardly about to
 USUAL_PATH = 1452
 """Octets of a datagram that passes whole over IPv4 and IPv6 where the MTU is 1500."""
 
@@ -52,6 +55,9 @@ class Purpose(Protocol):
 
         Returns whom to tell of a late REPLY to what was refused.
         """
+
+    def repeated(self, now: float) -> None:
+        """The REPLY that ended it came again: the responder awaits an ACK that was lost."""
 
     def late(self, exchange: Exchange, reply: VerifiedReply, now: float) -> None:
         """A REPLY has verified after the command had ended, and not the one that ended it.
@@ -101,8 +107,9 @@ class Initiator:
         self._core = core
         self._by_xid: dict[int, Exchange] = {}
         self._over: dict[int, Exchange] = {}
-        self._late: dict[str, dict[int, Exchange]] = {}  # the same, by host, the oldest first
-        self._waiting: dict[str, list[Exchange]] = {}  # for a ticket, by host
+        self._late: dict[Peer, dict[int, Exchange]] = {}  # the same, the oldest first
+        self._unanswered: OrderedDict[int, Exchange] = OrderedDict()  # those of ``_over``
+        self._waiting: dict[Peer, list[Exchange]] = {}  # for a ticket
         self.tickets = Tickets(core, self)
         self._epoch_proven: EpochProven = lambda *_: None
 
@@ -125,21 +132,28 @@ class Initiator:
         exchange.hint = reason
         self._step(exchange, Event.CANCEL, now)
 
+    def hurry(self, local: IPAddress, now: float) -> None:
+        """Send again at once what was sent from an address that was not there."""
+        for exchange in list(self._by_xid.values()):
+            is_ripe = now >= exchange.sent_at[-1] + SHORTEST_TIMEOUT
+            if exchange.path.local == local and is_ripe:
+                self._step(exchange, Event.TIMEOUT, now)
+
     # What ``Tickets`` asks and tells.
 
     def waits(self, peer: Peer) -> bool:
         """Whether a command to this peer waits for a ticket."""
-        return peer.host.name in self._waiting
+        return peer in self._waiting
 
     def ready(self, peer: Peer, ticket: Ticket, now: float) -> None:
         """It is there."""
-        for exchange in self._waiting.pop(peer.host.name, ()):
+        for exchange in self._waiting.pop(peer, ()):
             exchange.ticket = ticket
             self._step(exchange, Event.TICKET, now)
 
     def hint(self, peer: Peer, reason: str) -> None:
         """It is not."""
-        for exchange in self._waiting.get(peer.host.name, ()):
+        for exchange in self._waiting.get(peer, ()):
             exchange.hint = reason
 
     def replaced(self, peer: Peer, doubted: Ticket) -> None:
@@ -207,7 +221,9 @@ class Initiator:
     ) -> None:
         if reply.ack_request:  # the ACK before may have been lost, RFC 4430 §9
             self._acknowledge(exchange, xid, ticket)
-        if reply.inner != exchange.replied:
+        if reply.inner == exchange.replied:
+            exchange.purpose.repeated(now)
+        else:
             exchange.replied = reply.inner
             self._core.counters["late-reply"] += 1
             exchange.purpose.late(exchange, reply, now)
@@ -239,7 +255,7 @@ class Initiator:
             exchange.timer = self._core.timers.at(
                 now + TRANSACTION_SECONDS, lambda then: self._step(exchange, Event.EXHAUSTED, then)
             )
-            self._waiting.setdefault(exchange.peer.host.name, []).append(exchange)
+            self._waiting.setdefault(exchange.peer, []).append(exchange)
             self.tickets.want(exchange.peer, exchange.path, now)
 
     def _timeout(self, exchange: Exchange, now: float, *, last: bool) -> None:
@@ -276,23 +292,26 @@ class Initiator:
             exchange.timer.cancel()
         if exchange.xid is not None:
             self._by_xid.pop(exchange.xid, None)
-        waiting = self._waiting.get(exchange.peer.host.name, [])
+        waiting = self._waiting.get(exchange.peer, [])
         if exchange in waiting:
             waiting.remove(exchange)
             if not waiting:
-                del self._waiting[exchange.peer.host.name]
+                del self._waiting[exchange.peer]
 
     def _watch(self, exchange: Exchange, now: float) -> None:
         """A command that is still in the network may yet be carried out, a REPLY be repeated."""
         xid = exchange.xid
         if xid is None or xid in self._over:
             return
-        name = exchange.peer.host.name
-        mine = self._late.setdefault(name, {})
+        mine = self._late.setdefault(exchange.peer, {})
         if len(mine) >= _LATE_COMMANDS:
             self._forget(next(iter(mine.values())))  # the oldest; one host costs another nothing
-            mine = self._late.setdefault(name, {})
+            mine = self._late.setdefault(exchange.peer, {})
         self._over[xid] = mine[xid] = exchange
+        if not exchange.answered:
+            self._unanswered[xid] = exchange
+            if len(self._unanswered) > _UNANSWERED_COMMANDS:
+                self._forget(next(iter(self._unanswered.values())))
         # Of a clock ahead of the peer's, authenticators become fresh as late as that is far.
         offsets = [each.offset for each in exchange.outstanding]
         ahead = max(offsets, default=0.0) - exchange.peer.clock_offset
@@ -300,12 +319,13 @@ class Initiator:
         exchange.timer = self._core.timers.at(end, lambda _: self._forget(exchange))
 
     def _forget(self, exchange: Exchange) -> None:
-        name, xid = exchange.peer.host.name, exchange.xid
+        peer, xid = exchange.peer, exchange.xid
         if xid is None or self._over.pop(xid, None) is None:
             return
-        del self._late[name][xid]
-        if not self._late[name]:
-            del self._late[name]
+        self._unanswered.pop(xid, None)
+        del self._late[peer][xid]
+        if not self._late[peer]:
+            del self._late[peer]
         if exchange.timer is not None:
             exchange.timer.cancel()
 

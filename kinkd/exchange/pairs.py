@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from kinkd.errors import LocalError
 from kinkd.kernel.port import SaId
 from kinkd.model import IPAddress, IpsecProtocol, Lifetime, Mode, Selector, Slot
+from kinkd.policy.match import HostPolicy
 
 
 class Role(enum.Enum):
@@ -64,6 +65,7 @@ class SaPair:
     xid: int
     fingerprint: int  # of the CREATE, where the peer sent it; else 0
     etype: int
+    born: float = field(default=0.0, repr=False, compare=False)  # as ``created``, by our own clock
     # Of Ni and Nr, while this daemon lives: it settles which of two that cross remains.
     lowest_nonce: bytes = field(default=b"", repr=False, compare=False)
 
@@ -109,6 +111,24 @@ class SaPair:
         if self.mode is Mode.TUNNEL:
             said["traffic"] = f"{self.selector.source}-{self.selector.destination}"
         return said
+
+
+def is_wanted(pair: SaPair, policy: HostPolicy) -> bool:
+    """Whether a policy allows a pair of this kind: an address may be another's by now.
+
+    Of the terms it knows the suite alone; see ``Endpoint.apply``.
+    """
+    protection = policy.acquired(*pair.slot)
+    if protection is None:
+        return False
+    peer = protection.peer
+    return (
+        peer.name == pair.host
+        and pair.principal in (str(peer.client), str(peer.service))
+        and (protection.mode, protection.udp) == (pair.mode, pair.udp)
+        and protection.selector.covers(pair.selector)
+        and pair.suite in (suite.name for suite in protection.profile.suites)
+    )
 
 
 _Key = TypeVar("_Key")
@@ -182,9 +202,15 @@ class PairTable:
         """All pairs that are for the same, the oldest first."""
         return list(self._slots.get(slot, ()))
 
-    def for_the_same(self, pair: SaPair) -> list[SaPair]:
-        """Those of its slot that are for the same traffic, itself among them, the oldest first."""
-        return [each for each in self._slots[pair.slot] if each.selector == pair.selector]
+    def is_latest(self, pair: SaPair) -> bool:
+        """Whether a pair lives, and none that came later is for all of its traffic."""
+        of_slot = self._slots.get(pair.slot, [])
+        for each in reversed(of_slot):
+            if each is pair:
+                return True
+            if each.selector.covers(pair.selector):
+                return False
+        return False
 
     def of_create(self, host: str, command: CommandId) -> list[SaPair]:
         """The pairs that this CREATE of a peer made, as far as they live."""

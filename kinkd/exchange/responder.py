@@ -8,7 +8,7 @@ from kinkd.errors import KernelError, Malformed, PeerError, UserToUserRefused
 from kinkd.exchange import quickmode
 from kinkd.exchange.core import Answer, Core
 from kinkd.exchange.debts import InboundSpis
-from kinkd.exchange.effects import Level, Path
+from kinkd.exchange.effects import Level, Path, RecordBurial
 from kinkd.exchange.granting import Granting, Request
 from kinkd.exchange.halfopen import HalfOpen
 from kinkd.exchange.lifecycle import Lifecycle
@@ -109,7 +109,7 @@ class Responder:
             self._lifecycle.epoch_claimed(peer, path, command.epoch, now)
             payloads = unseal(command)
             request = Request(command, payloads, _fingerprint(command, payloads), peer, path)
-            peer.make_room(now)
+            peer.make_room(self._core.most_commands(peer), now)
             repeated = peer.recall(request.id)
             if repeated is not None:
                 self._core.counters["repeated-command"] += 1
@@ -193,6 +193,7 @@ class Responder:
                     known = quickmode.known_sa(name)
                     if known is not None:
                         request.peer.bury(known, now)
+                        self._core.emit(RecordBurial(request.peer.host.name, *known))
                 else:
                     found[id(made)] = made
         ours = [name for made in found.values() for name in self._give_up(made, request, now)]

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from kinkd.errors import KernelError
 from kinkd.exchange.core import Core, Peer
@@ -31,7 +32,7 @@ from kinkd.exchange.pairs import SaPair
 from kinkd.kernel.port import SaId
 from kinkd.model import Host, Slot
 
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 5.0
 """From one look at a pair to the next."""
 SLICE = 64
 """Address pairs that are looked at in one go: some milliseconds of system calls."""
@@ -64,6 +65,7 @@ class Suspicion:
 
     Args:
         renew: begins a CREATE that replaces a pair.
+        vanished: told of an SA that is not in the kernel.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Suspicion:
         core: Core,
         initiator: Initiator,
         renew: Callable[[SaPair, str, float], None],
+        vanished: Callable[[SaId, float], None],
     ) -> None:
         self._core = core
         self._initiator = initiator
         self._renew = renew
+        self._vanished = vanished
         self._looking = False
         self._round: deque[Slot] = deque()
         self._round_began = 0.0
@@ -118,8 +122,8 @@ class Suspicion:
 
     def _examine(self, slot: Slot, now: float) -> None:
         traffic, pairs = self._traffic[slot], self._pairs[slot]
-        outbound = self._packets(sa for pair in pairs for sa in pair.outbound)
-        inbound = self._packets(sa for pair in pairs for sa in pair.inbound)
+        outbound = self._packets((sa for pair in pairs for sa in pair.outbound), now)
+        inbound = self._packets((sa for pair in pairs for sa in pair.inbound), now)
         before, traffic.counts = traffic.counts, outbound | inbound
         if not before:
             return  # what an earlier life of the daemon counted says nothing of now
@@ -132,9 +136,14 @@ class Suspicion:
             elif now >= traffic.next_step:
                 self._act(traffic, pairs[-1], now)
 
-    def _packets(self, sas: Iterable[SaId]) -> dict[SaId, int]:
-        states = {sa: self._core.kernel.state(sa) for sa in sas}
-        return {sa: state.packets if state is not None else 0 for sa, state in states.items()}
+    def _packets(self, sas: Iterable[SaId], now: float) -> dict[SaId, int]:
+        counts: dict[SaId, int] = {}
+        for sa in sas:
+            state = self._core.kernel.state(sa)
+            counts[sa] = 0 if state is None else state.packets
+            if state is None:
+                self._vanished(sa, now)
+        return counts
 
     def _act(self, traffic: _Traffic, pair: SaPair, now: float) -> None:
         core = self._core
@@ -159,14 +168,15 @@ class Suspicion:
         while self._to_ask and len(self._asked) < ASKED_AT_ONCE:
             name = next(iter(self._to_ask))
             host, path = self._to_ask.pop(name)
+            if self._core.policy.host_by_name(name) is None:
+                continue
             self._asked.add(name)
             self._core.counters["status.asked"] += 1
-            probing = Probing(self._answered)
+            probing = Probing(partial(self._answered, name))
             self._initiator.begin(probing, self._core.peer(host), path, now)
 
-    def _answered(self, peer: Peer, alive: bool, now: float) -> None:
+    def _answered(self, name: str, _: Peer, alive: bool, now: float) -> None:
         """A STATUS has ended; or, when it had, its REPLY came after all."""
-        name = peer.host.name
         self._asked.discard(name)
         if alive:
             self._alive[name] = now

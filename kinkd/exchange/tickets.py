@@ -93,7 +93,7 @@ class Tickets:
     def __init__(self, core: Core, waiters: Waiters) -> None:
         self._core = core
         self._waiters = waiters
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[Peer, _Source] = {}
         self._by_server: dict[Principal, _Source] = {}
         self.asking = TgtAsking(core, self)
 
@@ -113,6 +113,24 @@ class Tickets:
     def candidate(self, peer: Peer, now: float) -> Ticket | None:
         """What is tried where the present ticket is not answered."""
         return peer.candidate if self._lives(peer.candidate, now) else None
+
+    def forget(self, peer: Peer) -> None:
+        """The policy means another by this name, or nobody: what waits is all that is of use."""
+        if self._waiters.waits(peer):
+            return
+        self.asking.cancel(peer)
+        source = self._sources.pop(peer, None)
+        if source is None:
+            return
+        if source.next is not None:
+            source.next.cancel()
+        for server in [each for each, of in self._by_server.items() if of is source]:
+            del self._by_server[server]
+
+    def is_fetching(self, peer: Peer) -> bool:
+        """Whether the KDC has not answered yet."""
+        source = self._sources.get(peer)
+        return source is not None and source.fetching is not None
 
     def want(self, peer: Peer, path: Path, now: float) -> None:
         """A command waits for a ticket: ``Waiters`` are told when it is there."""
@@ -247,6 +265,8 @@ class Tickets:
             return
         self._take(source, ticket, tgt or b"", now)
         self._waiters.ready(peer, ticket, now)
+        if not self._core.is_current(peer):
+            self.forget(peer)
 
     def ticket_failed(self, server: Principal, error: TicketUnavailable, now: float) -> None:
         """The other answer: asked for again with back-off while there is need of it."""
@@ -281,7 +301,7 @@ class Tickets:
         left = ticket.end - self._core.posix(now)
         fraction = int.from_bytes(self._core.random(4), "big") / (1 << 32)
         source.refresh = now + max(SHORTEST_REFRESH, left * (0.6 + 0.2 * fraction))
-        if left > 0:
+        if left > 0 and self._core.is_current(peer):
             self._begin(source, source.refresh, now)
 
     def _failed(self, source: _Source, reason: str, now: float) -> None:
@@ -294,6 +314,8 @@ class Tickets:
         self._waiters.hint(peer, reason)
         if self._waiters.waits(peer):
             self._begin(source, source.not_before, now)
+        elif not self._core.is_current(peer):
+            self.forget(peer)
         elif self.is_wanted(peer):
             pause = back_off(source.failures, EARLY_PAUSE, core.random)
             self._begin(source, now + pause, now)
@@ -303,6 +325,8 @@ class Tickets:
         if source.next is not None:
             source.next.cancel()
             source.next = None
+        if source.peer not in self._sources:
+            return  # nobody waits for it, and the policy means nobody by it
         if when > now:
             source.next = self._core.timers.at(when, lambda then: self._due(source, then))
         elif source.user_to_user:
@@ -328,10 +352,14 @@ class Tickets:
         return ticket is not None and ticket.end > self._core.posix(now) + TRANSACTION_SECONDS
 
     def _source(self, peer: Peer, path: Path) -> _Source:
-        source = self._sources.get(peer.host.name)
+        source = self._sources.get(peer)
         if source is None:
             always = peer.host.user_to_user is UserToUser.ALWAYS
-            source = self._sources[peer.host.name] = _Source(peer, path, always)
+            source = _Source(peer, path, always)
+            if peer.ticket is not None:  # the policy meant nobody by it for a while
+                source.refresh = float("-inf")
+            if self._core.is_current(peer) or self._waiters.waits(peer):
+                self._sources[peer] = source
         source.path = path
         return source
 
@@ -341,8 +369,8 @@ class Tickets:
         """Whether there is need of a ticket for this peer."""
         return (
             self._waiters.waits(peer)
-            or self._sources[peer.host.name].doubted is not None
-            or bool(self._core.pairs.of_host(peer.host.name))
+            or (peer in self._sources and self._sources[peer].doubted is not None)
+            or (self._core.is_current(peer) and bool(self._core.pairs.of_host(peer.host.name)))
         )
 
     def hint(self, peer: Peer, reason: str) -> None:
@@ -351,8 +379,10 @@ class Tickets:
 
     def tgt_given(self, peer: Peer, tgt: bytes, now: float) -> None:
         """A ticket can be made of it, if it is true."""
-        source = self._sources[peer.host.name]
-        if source.user_to_user and sha256(tgt).digest() not in source.useless:
+        source = self._sources.get(peer)
+        if source is None:  # the policy no longer knows him
+            self.asking.cancel(peer)
+        elif source.user_to_user and sha256(tgt).digest() not in source.useless:
             self._make(source, tgt)
 
     def _make(self, source: _Source, tgt: bytes) -> None:
@@ -367,8 +397,8 @@ class Tickets:
 
     def tgt_refused(self, peer: Peer, reason: str, now: float, *, denied: bool) -> None:
         """There is none for the time being."""
-        source = self._sources[peer.host.name]
-        if source.fetching is not None:
+        source = self._sources.get(peer)
+        if source is None or source.fetching is not None:
             return  # one was given, and the KDC has not spoken yet
         if denied:
             source.denied_until = now + DENIED_SECONDS

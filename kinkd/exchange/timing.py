@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 FIRST_TIMEOUT = 0.5
 """Seconds before the first retransmission to a host whose round trip is not known yet."""
 SHORTEST_TIMEOUT = 0.1
-LONGEST_TIMEOUT = 8.0
-"""Where the exponential back-off is truncated, seconds (RFC 4430 §9)."""
+LONGEST_TIMEOUT = 4.0
+"""Where the exponential back-off is truncated, seconds (RFC 4430 §9): here, or at a round trip.
+
+Where many packets are lost, long pauses between attempts are what makes the slowest slow."""
 TRANSACTION_SECONDS = 30.0
 """A full retransmission cycle: after it an exchange has failed (T-retrans of RFC 4430 §3.6)."""
 
@@ -38,6 +41,10 @@ class Timers:
     def __init__(self) -> None:
         self._queue: list[Timer] = []
         self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        """How many actions are due some time."""
+        return sum(timer.action is not None for timer in self._queue)
 
     def at(self, when: float, action: Callable[[float], None]) -> Timer:
         """Call ``action(now)`` once ``when`` has come."""
@@ -81,7 +88,7 @@ class RoundTrip:
             first = FIRST_TIMEOUT
         else:
             first = max(SHORTEST_TIMEOUT, self.smoothed + 4 * self._variation)
-        return float(min(first * 2**attempt, LONGEST_TIMEOUT))
+        return float(min(first * 2**attempt, max(first, LONGEST_TIMEOUT)))
 
     def grace(self) -> float:
         """Seconds that packets in flight are given before an SA goes (RFC 4430 §3.3)."""
@@ -92,6 +99,57 @@ def back_off(failures: int, longest: float, random: Callable[[int], bytes]) -> f
     """Seconds to wait after so many failures: doubled each time, and no host like another."""
     jitter = 0.5 + int.from_bytes(random(4), "big") / (1 << 32)
     return float(min(longest, 2.0 ** min(failures - 1, 16)) * jitter)
+
+
+class Paced:
+    """Does things at a bounded rate, in order: many at once would keep all else waiting."""
+
+    def __init__(self, timers: Timers, rate: float, burst: float) -> None:
+        self._timers = timers
+        self._bucket = TokenBucket(rate, burst)
+        self._pause = burst / rate
+        self._waiting: deque[Callable[[float], None]] = deque()
+        self._timer: Timer | None = None
+
+    def do(self, action: Callable[[float], None], now: float) -> None:
+        """Call ``action(now)``, now or when it is its turn."""
+        self._waiting.append(action)
+        if self._timer is None:
+            self._run(now)
+
+    def _run(self, now: float) -> None:
+        self._timer = None
+        while self._waiting and self._bucket.take(now):
+            self._waiting.popleft()(now)
+        if self._waiting and self._timer is None:
+            self._timer = self._timers.at(now + self._pause, self._run)
+
+
+class Pacer:
+    """How soon something may be done again that was done for a key a moment ago, and before that.
+
+    ``_FREE`` times it may be done at once. Then each time takes twice as long as the last, up to
+    ``_LONGEST`` seconds. After ``_CALM`` seconds without it all is as in the beginning.
+    """
+
+    _FREE, _LONGEST, _CALM = 5, 32.0, 60.0
+
+    def __init__(self) -> None:
+        self._done: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    def wait(self, key: Hashable, now: float) -> float:
+        """Seconds until it may be done; 0 or less: now."""
+        when, times = self._done.get(key, (now, 0))
+        if times < self._FREE or now - when >= self._CALM:
+            return 0.0
+        return float(when + min(self._LONGEST, 2.0 ** (times - self._FREE))) - now
+
+    def done(self, key: Hashable, now: float) -> None:
+        """It is being done."""
+        when, times = self._done.pop(key, (now, 0))
+        self._done[key] = (now, times + 1 if now - when < self._CALM else 1)
+        while self._done and now - next(iter(self._done.values()))[0] >= self._CALM:
+            self._done.popitem(last=False)
 
 
 class TokenBucket:

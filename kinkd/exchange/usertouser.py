@@ -73,23 +73,23 @@ class TgtAsking:
         self._core = core
         self._asker = asker
         self._by_xid: dict[int, _Asked] = {}
-        self._by_peer: dict[str, _Asked] = {}
+        self._by_peer: dict[Peer, _Asked] = {}
 
     def asks(self, peer: Peer) -> bool:
         """Whether one is under way."""
-        return peer.host.name in self._by_peer
+        return peer in self._by_peer
 
     def ask(self, peer: Peer, path: Path, now: float) -> None:
         """Ask for the TGT of the peer's client principal, anew where that is under way."""
         self.cancel(peer)
         asked = _Asked(peer, Path(path.local, path.remote), self._core.next_xid(), now)
-        self._by_xid[asked.xid] = self._by_peer[peer.host.name] = asked
+        self._by_xid[asked.xid] = self._by_peer[peer] = asked
         self._core.counters["gettgt.sent"] += 1
         self._send(asked, now)
 
     def cancel(self, peer: Peer) -> None:
         """Nothing more is hoped for."""
-        asked = self._by_peer.pop(peer.host.name, None)
+        asked = self._by_peer.pop(peer, None)
         if asked is not None:
             del self._by_xid[asked.xid]
             if asked.timer is not None:

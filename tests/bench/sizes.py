@@ -25,7 +25,7 @@ from kinkd.keying.algorithms import SUITES
 from kinkd.model import Host, Lifetime, Principal, Profile
 from kinkd.wire import kink
 from tests.support import recordings
-from tests.support.pair import policy_of
+from tests.support.pair import OWNERSHIP, policy_of
 from tests.support.realm import Realm
 
 RECORDING = "esp2way"
@@ -72,7 +72,7 @@ def ours() -> list[bytes]:
 
 def _exchange(directory: Path, alice: Host, bob: Host) -> list[bytes]:
     suites = frozenset(SUITES)
-    start = Start(1, 0, int, {4: suites, 6: suites}, secrets.token_bytes)
+    start = Start(1, 0, int, {4: suites, 6: suites}, OWNERSHIP, secrets.token_bytes)
     policies = policy_of(alice, (bob,), PROFILE), policy_of(bob, (alice,), PROFILE)
     endpoints = [
         Endpoint(

@@ -37,7 +37,7 @@ from kinkd.keying.negotiate import Demands, check_answer, choose
 from kinkd.model import Host, Lifetime, Principal, Secret, Selector
 from kinkd.wire import grammar, kink
 from kinkd.wire.numbers import KeyUsage, MessageType
-from tests.support.pair import FAST, offer, policy_of
+from tests.support.pair import FAST, OWNERSHIP, offer, policy_of
 from tests.support.realm import Realm
 
 ROUNDS = 400
@@ -190,7 +190,7 @@ def whole(
 ) -> None:
     """The responder's core from datagram to datagram, as it runs in the daemon."""
     names = frozenset(SUITES)
-    start = Start(1, 0, int, {4: names, 6: names}, secrets.token_bytes)
+    start = Start(1, 0, int, {4: names, 6: names}, OWNERSHIP, secrets.token_bytes)
     creds = acquire_cred_from(
         {b"keytab": keytab.encode(), b"rcache": f"file2:{keytab}.rcache".encode()},
         mechs=[MechType.kerberos],

@@ -365,7 +365,7 @@ def test_a_withheld_reply_of_an_earlier_life_voids_nothing_of_the_present_one(wa
 def test_what_is_kept_of_commands_that_are_over_is_bounded_for_each_host() -> None:
     world = World()
     for _ in range(300):
-        world.acquire("alice", "bob")
+        world.initiate("alice", "bob")
         world.wire.clear()
         (attempt,) = world["alice"].endpoint._creating.values()
         assert attempt.exchange is not None
@@ -373,9 +373,9 @@ def test_what_is_kept_of_commands_that_are_over_is_bounded_for_each_host() -> No
         world.settle()
     initiator = world["alice"].endpoint._initiator
     assert 0 < len(initiator._over) <= 128
-    for name, mine in initiator._late.items():
+    for peer, mine in initiator._late.items():
         assert {id(each) for each in mine.values()} == {id(e) for e in initiator._over.values()}, (
-            name
+            peer.host.name
         )
     world["alice"].kdc_up = False
     world.run(2000.0, pass_on=lambda _: [])

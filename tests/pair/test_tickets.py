@@ -9,6 +9,7 @@ import pytest
 
 from kinkd.app import views
 from kinkd.cli import kinkctl
+from kinkd.exchange.acquires import REST_WITHOUT_TICKET
 from kinkd.exchange.effects import FetchTicket, Path
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.tickets import DEMANDED_PAUSE, EARLY_PAUSE
@@ -240,6 +241,7 @@ def test_whoever_waits_does_not_wait_long_once_the_kdc_is_back() -> None:
     asked = len(world["alice"].fetched)
     assert asked <= 20 * (TRANSACTION_SECONDS + 1) / (DEMANDED_PAUSE * 0.5) + 5
     world["alice"].kdc_up = True
+    world.run(2 * REST_WITHOUT_TICKET)
     world.acquire("alice", "bob")
     world.run(DEMANDED_PAUSE * 1.5)
     assert established(world) == 1

@@ -57,7 +57,7 @@ class Hosts:
         self.bob = self._endpoint(bob, alice, pair.acceptor(state), 0)
 
     def _endpoint(self, me: Host, peer: Host, acceptor: GssAcceptor, ahead: float) -> Endpoint:
-        start = Start(1000, 0, int, EVERY_SUITE, bytes)
+        start = Start(1000, 0, int, EVERY_SUITE, memory.OWNERSHIP, bytes)
         kernel = MemoryKernel()
         endpoint = Endpoint(memory.policy_of(me, (peer,)), kernel, acceptor, start)
         endpoint.set_posix(time.time() + ahead)

@@ -19,6 +19,7 @@ from kinkd.exchange.effects import (
     ForgetDebt,
     ForgetPair,
     Path,
+    RecordBurial,
     RecordDebt,
     RecordPair,
     Report,
@@ -41,6 +42,7 @@ from kinkd.model import (
     IPAddress,
     Lifetime,
     Mode,
+    Ownership,
     Principal,
     Profile,
     Protection,
@@ -59,6 +61,7 @@ from kinkd.wire.numbers import MessageType
 REALM = "EXAMPLE.TEST"
 POSIX = 1_800_000_000.0  # what POSIX time is when the pair's clock stands at 0
 REQID = 0x4B000001
+OWNERSHIP = Ownership(resolve.Options().reqids, range(1000, 2_000_000))
 FAST = Profile("fast", (SUITES["aes256gcm16"], SUITES["aes128gcm16"]), Lifetime(3600))
 
 
@@ -106,6 +109,7 @@ class Node:
     reports: list[Report] = field(default_factory=list)
     journal: dict[SaId, SaPair] = field(default_factory=dict)
     answered: list[tuple[str, CommandId]] = field(default_factory=list)
+    burials: list[RecordBurial] = field(default_factory=list)
     xids: int = 0
     debts: dict[tuple[Path, int], RecordDebt] = field(default_factory=dict)
     kdc_up: bool = True
@@ -154,6 +158,8 @@ def passes(world: World, source: str, destination: str) -> str:
 class World:
     """Hosts on one network. Datagrams wait in ``wire`` until ``deliver`` or ``run`` moves them."""
 
+    AGES = False  # SAs live for ever, unless a test says what their kernel would
+
     def __init__(
         self,
         hosts: tuple[Host, ...] = (ALICE, BOB),
@@ -181,9 +187,12 @@ class World:
         self.tgs = etypes.key(18, bytes([0xDC]) * 32)  # the KDC's own
         self.user_to_user_only = {h.service for h in hosts if h.user_to_user is UserToUser.ALWAYS}
         self.nodes = {h.name: self._node(h, epoch=1000 + n) for n, h in enumerate(hosts)}
+        for node in self.nodes.values():
+            node.endpoint.start(self.now)
 
     def _node(self, me: Host, epoch: int, first_xid: int = 0) -> Node:
-        kernel = MemoryKernel(first_spi=epoch << 16)  # SPIs of one life differ from another's
+        # SPIs of one life differ from another's.
+        kernel = MemoryKernel(first_spi=epoch << 16, posix=POSIX + self.ahead.get(me.name, 0.0))
         return self._alive(me, epoch, first_xid, kernel)
 
     def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
@@ -204,10 +213,13 @@ class World:
             first_xid,
             partial(permuted, me.name.encode(), epoch),
             {4: names, 6: names},
+            OWNERSHIP,
             source.randbytes,
         )
         endpoint = Endpoint(policy, kernel, acceptor, start)
         endpoint.set_posix(POSIX + self.ahead.get(me.name, 0.0))
+        if not self.AGES:
+            endpoint._rekeying.overdue = lambda *_: None  # type: ignore[method-assign]
         for entry in policy.entries:
             kernel.write_policy(entry)
         tickets = OfflineTicketSource(
@@ -218,7 +230,6 @@ class World:
             tgs=self.tgs,
             user_to_user_only=self.user_to_user_only,
         )
-        endpoint.start(self.now)
         return Node(me, endpoint, kernel, tickets, acceptor)
 
     def _random(self, me: Host, epoch: int) -> random.Random:
@@ -241,6 +252,7 @@ class World:
             node.endpoint.adopt(old.journal.values(), self.now)
             node.endpoint.recall(old.answered, self.now)
             node.journal, node.answered = dict(old.journal), list(old.answered)
+        node.endpoint.start(self.now)
         self.nodes[name] = node
         return node
 
@@ -294,6 +306,8 @@ class World:
                 node.debts[path, spi] = command
             case ForgetDebt(path=path, spi=spi):
                 del node.debts[path, spi]
+            case RecordBurial():
+                node.burials.append(command)
             case ReserveXids(below):
                 node.xids = below
             case Report():
@@ -363,7 +377,7 @@ class WatchedKernel(MemoryKernel):
     """Notices keys that come a second time, over all lives of a host."""
 
     def __init__(self, first_spi: int, gone: set[tuple[SaId, bytes]]) -> None:
-        super().__init__(first_spi)
+        super().__init__(first_spi, posix=POSIX)
         self._keys: dict[SaId, bytes] = {}
         self._gone = gone
 
@@ -397,6 +411,7 @@ class WatchedKernel(MemoryKernel):
 class LivingWorld(World):
     """A world whose kernels count time and acquire, and whose hosts restart as the daemon does."""
 
+    AGES = True
     STEP = 5.0  # seconds at most that a kernel is late
 
     def __init__(
@@ -469,10 +484,13 @@ class LivingWorld(World):
             lost = [pair for pair in pairs if pair.role is Role.RESPONDER]
             node.answered += [(pair.host, pair.command) for pair in lost]
         node.endpoint.recall(node.answered, self.now)
-        node.endpoint.recall_debts(old.debts.values(), self.now)
+        node.debts, node.burials = dict(old.debts), list(old.burials)
+        node.endpoint.recall_burials(node.burials, self.now)
+        node.endpoint.recall_debts(list(old.debts.values()), self.now)
         node.endpoint.disown(() if survived else pairs, self.now)
         self._lose_acks(me)
         self._remove_unclaimed(node)
+        node.endpoint.start(self.now)
         self.settle()
 
     def _lose_acks(self, sender: Host) -> None:

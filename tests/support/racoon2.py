@@ -22,7 +22,7 @@ from kinkd.kerberos.port import Authenticator, OpenedTicket
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.kernel.port import Acquire, Expire, Sa
 from kinkd.keying.algorithms import SUITES
-from kinkd.model import IpsecProtocol, Lifetime, Suite, Transform
+from kinkd.model import IpsecProtocol, Lifetime, Ownership, Suite, Transform
 from kinkd.policy import model, resolve
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
@@ -152,6 +152,7 @@ class Endpointed:
             0,
             int,  # as it counts them itself
             {4: SUITE_NAMES, 6: SUITE_NAMES},
+            Ownership(resolve.Options().reqids, resolve.Options().priorities),
             randomness([*nonces, b"n" * 32]),
         )
         self.policy = policy_of(recording, self.name)

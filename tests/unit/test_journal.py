@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import tempfile
 import time
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinkd.app import recovery
 from kinkd.app.journal import Journal
-from kinkd.app.recovery import Ownership
 from kinkd.errors import LocalError
-from kinkd.exchange import installing
-from kinkd.exchange.effects import ForgetDebt, RecordDebt
+from kinkd.exchange import installing, spd
+from kinkd.exchange.effects import ForgetDebt, RecordBurial, RecordDebt
 from kinkd.exchange.effects import Path as Ends
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.pairs import Role, SaPair, Spis
@@ -26,7 +27,16 @@ from kinkd.kerberos import etypes
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.keying.algorithms import SUITES
 from kinkd.keying.negotiate import Terms
-from kinkd.model import Direction, IpsecProtocol, Lifetime, Mode, PortMatch, Selector, SpdEntry
+from kinkd.model import (
+    Direction,
+    IpsecProtocol,
+    Lifetime,
+    Mode,
+    Ownership,
+    PortMatch,
+    Selector,
+    SpdEntry,
+)
 from kinkd.policy.match import HostPolicy
 from tests.support.pair import ALICE, BOB, REQID, policy_of
 
@@ -94,7 +104,8 @@ def install(kernel: MemoryKernel, known: SaPair, *, outbound: bool = True) -> No
     limits = installing.responder_limits(known.lifetime)
     agreed.install_inbound(kernel, known.inbound, limits)
     if outbound:
-        agreed.install_outbound(kernel, known.outbound, limits)
+        core = SimpleNamespace(kernel=kernel, policy=POLICY, in_the_way=frozenset())
+        agreed.install_outbound(core, known.outbound, limits)  # type: ignore[arg-type]  # what it asks
 
 
 def agreement(known: SaPair, reqid: int = REQID) -> Agreement:
@@ -144,11 +155,74 @@ def test_an_unwritable_state_directory_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
+def later_version(path: Path, *, readable_by: int) -> None:
+    """What a kinkd of the next version may make of the file."""
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 3")
+        db.execute("CREATE TABLE novelty (thing TEXT) STRICT")
+        db.execute("ALTER TABLE pair ADD COLUMN novelty INTEGER DEFAULT 7")
+        db.execute("INSERT INTO meta VALUES ('readable_by', ?)", (readable_by,))
+    db.close()
+
+
+def test_what_the_next_version_added_does_not_keep_this_one_from_its_pairs(
+    tmp_path: Path,
+) -> None:
+    journal_of(tmp_path, pair()).close()
     path = tmp_path / "journal.db"
-    path.write_bytes(b"not a database, but long enough to be taken for one" * 20)
-    with pytest.raises(LocalError, match="cannot be used"):
-        Journal(path)
+    later_version(path, readable_by=2)
+    journal = Journal(path)
+    assert journal.pairs() == [pair()]
+    journal.forget(pair())
+    journal.record(pair(0x2000))
+    journal.close()
+    with sqlite3.connect(path) as db:  # and it is still the next version's file
+        assert db.execute("PRAGMA user_version").fetchone() == (3,)
+        assert db.execute("SELECT novelty FROM pair").fetchall() == [(7,)]
+    db.close()
+
+
+def test_what_this_version_would_misread_is_refused(tmp_path: Path) -> None:
+    journal_of(tmp_path, pair()).close()
+    later_version(tmp_path / "journal.db", readable_by=3)
+    with pytest.raises(LocalError, match="version 3"):
+        Journal(tmp_path / "journal.db")
+
+
+def test_a_damaged_file_is_put_aside_and_a_new_one_begun(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    nonsense = b"not a database, but long enough to be taken for one" * 20
+    path.write_bytes(nonsense)
+    journal = Journal(path)
+    assert "put aside" in journal.damage
+    assert (tmp_path / "journal.db.damaged").read_bytes() == nonsense
+    journal.record(pair())
+    journal.close()
+    again = Journal(path)
+    assert (again.pairs(), again.damage) == ([pair()], "")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@settings(max_examples=50)
+@given(at=st.floats(0, 1), length=st.integers(1, 4096), octet=st.integers(0, 255))
+def test_wherever_the_file_is_damaged_the_daemon_starts(at: float, length: int, octet: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        journal = journal_of(Path(name), *(pair(spi) for spi in range(0x1000, 0x1080, 2)))
+        journal._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        journal.close()
+        path = Path(name, "journal.db")
+        octets = bytearray(path.read_bytes())
+        start = int(at * len(octets))
+        octets[start : start + length] = bytes((octet,)) * len(octets[start : start + length])
+        path.write_bytes(octets)
+        if start < 100:  # the header: there stands the version, which may then be another's
+            with contextlib.suppress(LocalError):
+                Journal(path).close()
+            return
+        again = Journal(path)
+        again.pairs()
+        again.record(pair(0x9000))
+        again.close()
 
 
 def journal_of(tmp_path: Path, *known: SaPair) -> Journal:
@@ -261,7 +335,7 @@ def test_policies_are_written_and_stale_ones_of_ours_go(tmp_path: Path) -> None:
         PROTECTION.entries[0].templates,
     )
     kernel.write_policy(stale)
-    recovery.install_policies(kernel, policy, OWNERSHIP)
+    spd.install(kernel, policy.entries, OWNERSHIP.priorities)
     assert set(kernel.policies()) == set(policy.entries)
 
 
@@ -270,7 +344,7 @@ def test_a_foreign_policy_in_the_way_is_refused_and_nothing_is_written() -> None
     foreign = replace(policy.entries[1], priority=7)
     kernel.write_policy(foreign)
     with pytest.raises(LocalError, match="in the way"):
-        recovery.install_policies(kernel, policy, OWNERSHIP)
+        spd.install(kernel, policy.entries, OWNERSHIP.priorities)
     assert kernel.policies() == [foreign]
 
 
@@ -283,7 +357,7 @@ def test_a_foreign_policy_beside_ours_is_never_touched() -> None:
         block=True,
     )
     kernel.write_policy(foreign)
-    recovery.install_policies(kernel, policy, OWNERSHIP)
+    spd.install(kernel, policy.entries, OWNERSHIP.priorities)
     recovery.remove_everything(kernel, OWNERSHIP)
     assert kernel.policies() == [foreign]
 
@@ -303,3 +377,13 @@ def test_what_peers_still_owe_outlives_the_process_until_it_is_paid_or_void(
     assert sorted(again.debts(), key=lambda each: each.protocol) == owed
     again.paid(ForgetDebt(path, owed[0].protocol, 0x1000))
     assert again.debts() == owed[1:]
+
+
+def test_what_was_deleted_before_it_came_is_remembered_for_its_time(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path)
+    buried = [RecordBurial("bob", protocol, 0x1000) for protocol in IpsecProtocol]
+    for each in (*buried, buried[0]):
+        journal.bury(each)
+    assert set(Journal(tmp_path / "journal.db").burials()) == set(buried)
+    journal._execute("UPDATE burial SET buried = buried - 601")
+    assert journal.burials() == []
