@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from tests.support import scenario
 from tests.support.lab import Lab
 
 SECONDS = {
@@ -14,6 +15,9 @@ SECONDS = {
     "test_lab_algorithms.py": 90,
     "test_lab_badinput.py": 100,
     "test_lab_tunnel.py": 90,
+    "test_scenario_network.py": 60,
+    "test_scenario_rekeys.py": 90,
+    "test_scenario_restarts.py": 70,
 }
 """How long the longest files take, about; the others half a minute."""
 
@@ -45,6 +49,13 @@ def pytest_runtest_makereport(
         for host in lab.hosts.values():
             report.sections.append((f"log of {host.name}", host.log()[-6000:]))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured is for everyone to see, not only where something failed."""
+    if scenario.MEASURED:
+        terminalreporter.section("what the scenarios measured")
+        terminalreporter.write_line(scenario.table())
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,10 @@ class Differing:
     lab: Lab
 
     def key(self, one: str, other: str) -> tuple[Path, list[str]]:
-        """Ping, by IPv4; the capture, and what of KINK it has, a text for every message."""
+        """Ping, by IPv4; the capture, and what of KINK it has, a text for every message.
+
+        Each message once, and none of commands other than CREATE.
+        """
         lab = self.lab
         with lab.capture(BRIDGE) as pcap:
             assert lab[one].ping(lab[other], count=3).lost == 0
@@ -100,7 +103,12 @@ class Differing:
         assert {s.spi: s.keymat for s in lab.states_between(one, other)} == {
             s.spi: s.keymat for s in lab.states_between(other, one)
         }
-        return pcap, [block for block in blocks if re.search(r"(CREATE|REPLY|ACK)\(\d\)", block)]
+        found: dict[tuple[str, str], str] = {}
+        for block in blocks:
+            if match := re.search(r"(CREATE|REPLY|ACK)\(\d\).*? xid (\w+)", block, re.DOTALL):
+                found.setdefault((match[1], match[2]), block)
+        ours = {xid for kind, xid in found if kind == "CREATE"}
+        return pcap, [block for (_, xid), block in found.items() if xid in ours]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import sys
 
 import pytest
 
@@ -95,3 +97,28 @@ def test_initiate_makes_a_pair_without_traffic(lab: Lab):
 
 def test_the_control_socket_is_for_root_alone(lab: Lab):
     assert lab["alice"].socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_service_manager_gets_signs_of_life(lab: Lab):
+    carol = lab["carol"]
+    path = carol.directory / "watchdog"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(60)
+        with carol.log_file.open("a") as log:
+            process = carol.node.popen(
+                *(sys.executable, "-m", "kinkd.cli.kinkd", "run", "--config", carol.config),
+                stdout=log,
+                stderr=log,
+                env={
+                    **carol.environment,
+                    "NOTIFY_SOCKET": str(path),
+                    "WATCHDOG_USEC": "300000",
+                },
+            )
+        try:
+            said = [manager.recv(100) for _ in range(5)]
+        finally:
+            process.terminate()
+            process.wait(20)
+    assert sorted(said) == [b"READY=1", *[b"WATCHDOG=1"] * 4]

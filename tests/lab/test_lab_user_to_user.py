@@ -41,6 +41,8 @@ def length_of(line: str) -> int:
 
 
 def test_a_host_keys_a_person(lab: Lab) -> None:
+    lab["alice"].stop()
+    lab["alice"].start()  # with no ticket for her
     with lab.capture("alice", "udp port 910") as pcap:
         assert lab["alice"].ping(lab["bob"], family=4).lost == 0
     found = tell(lab["alice"], "bob")

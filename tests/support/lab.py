@@ -449,11 +449,15 @@ class Lab:
     @contextmanager
     def delay(self, *names: str, milliseconds: int) -> Iterator[None]:
         """Meanwhile what these hosts are sent is so late."""
+        with self.netem(*names, how=f"delay {milliseconds}ms"):
+            yield
+
+    @contextmanager
+    def netem(self, *names: str, how: str) -> Iterator[None]:
+        """Meanwhile the network does this to what these hosts are sent: see tc-netem(8)."""
         wire = self.topology.wire
         for name in names:
-            wire.run(
-                *("tc", "qdisc", "add", "dev", name, "root", "netem", "delay", f"{milliseconds}ms")
-            )
+            wire.run("tc", "qdisc", "add", "dev", name, "root", "netem", *how.split())
         try:
             yield
         finally:

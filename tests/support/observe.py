@@ -48,6 +48,27 @@ def read_states(node: Node) -> list[KernelSa]:
     return [state for block in blocks if block and (state := _state(block)) is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class StateCount:
+    """SAs of a node: with keys, and larval ones that wait for some."""
+
+    keyed: int
+    larval: int
+
+
+def count_states(node: Node, *ends: Address) -> StateCount:
+    """How many SAs a node has, or only those that are between addresses of ``ends``."""
+    text = node.run("ip", "xfrm", "state").stdout
+    blocks = [
+        block
+        for block in re.split(r"^(?=src )", text, flags=re.MULTILINE)
+        if (head := re.match(r"src (\S+) dst (\S+)", block))
+        and (not ends or {ip_address(head[1]), ip_address(head[2])} <= set(ends))
+    ]
+    keyed = sum(_state(block) is not None for block in blocks)
+    return StateCount(keyed, len(blocks) - keyed)
+
+
 def _state(block: str) -> KernelSa | None:
     head = re.match(
         r"src (\S+) dst (\S+)\n"
