@@ -293,6 +293,9 @@ class Template:
     optional: bool = False
 
 
+SpdKey = tuple[Direction, Selector]
+
+
 @dataclass(frozen=True, slots=True)
 class SpdEntry:
     """One entry of the kernel's security policy database.
@@ -306,6 +309,11 @@ class SpdEntry:
     priority: int
     templates: tuple[Template, ...] = ()
     block: bool = False
+
+    @property
+    def key(self) -> SpdKey:
+        """What is unique of it: the kernel has no two of one direction and selector."""
+        return self.direction, self.selector
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,13 +40,12 @@ def recover(
 
     Pairs that the policy of today would not make are given up: an address may be another's now.
     """
-    present = {(s.id.destination, s.id.protocol, s.id.spi): s for s in kernel.states()}
+    present = {state.id.name: state for state in kernel.states()}
     ours = {key: s for key, s in present.items() if s.reqid in ownership.reqids}
     adopted: list[SaPair] = []
     lost: list[SaPair] = []
     for pair in journal.pairs():
-        sas = (*pair.inbound, *pair.outbound)
-        halves = [(sa.destination, sa.protocol, sa.spi) for sa in sas]
+        halves = [sa.name for sa in pair.both_ways]
         whole = all(half in ours and ours[half].reqid == pair.reqid for half in halves)
         if whole and is_wanted(pair, policy):
             adopted.append(pair)

@@ -14,14 +14,13 @@ from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Kernel, SaId
 from kinkd.model import (
-    Direction,
     Host,
     IPAddress,
     IpsecProtocol,
     Ownership,
     Principals,
     Profile,
-    Selector,
+    SpdKey,
     Suite,
 )
 from kinkd.policy.match import HostPolicy
@@ -189,7 +188,7 @@ class Core:
         self.posix_offset = 0.0
         self.closing = False
         self.ownership = start.ownership
-        self.in_the_way: frozenset[tuple[Direction, Selector]] = frozenset()  # entries of others
+        self.in_the_way: frozenset[SpdKey] = frozenset()  # entries of others
         self.hearers: list[Callable[[Peer, float], None]] = []
         self._suites = start.suites
         self._xid = self._xids_reserved = start.first_xid

@@ -19,6 +19,7 @@ from kinkd.exchange.pairs import CommandId, SaPair
 from kinkd.exchange.timing import TRANSACTION_SECONDS, Timer
 from kinkd.exchange.verified import VerifiedCommand, seal
 from kinkd.kerberos.port import SessionKey
+from kinkd.kernel.port import SaName
 from kinkd.model import Host, IPAddress, IpsecProtocol, Selector, Slot
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
@@ -105,10 +106,10 @@ class HalfOpen:
         return (self.peer, self.command.epoch, self.command.xid)
 
     @property
-    def outbound(self) -> list[tuple[IPAddress, IpsecProtocol, int]]:
+    def outbound(self) -> list[SaName]:
         """The SPIs that the initiator chose."""
         sas = (sa for half in self.halves for sa in half.pair.outbound)
-        return [(sa.destination, sa.protocol, sa.spi) for sa in sas]
+        return [sa.name for sa in sas]
 
 
 class HalfOpens:
@@ -119,7 +120,7 @@ class HalfOpens:
         self._lifecycle = lifecycle
         self._established = established
         self._open: dict[_Name, HalfOpen] = {}
-        self._outbound: dict[tuple[IPAddress, IpsecProtocol, int], HalfOpen] = {}
+        self._outbound: dict[SaName, HalfOpen] = {}
 
     def add(self, opened: HalfOpen, now: float) -> None:
         """Take up halves whose REPLY is being sent.

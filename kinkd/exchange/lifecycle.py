@@ -130,8 +130,13 @@ class Lifecycle:
         if pair is None:
             return
         self._core.report(Level.INFO, "sa-expired", peer=pair.host, spi=f"{sa.spi:#010x}")
-        self.retire(pair, now, grace=0)
-        self.disown_pairs([pair], now)
+        self.end([pair], now)
+
+    def end(self, pairs: list[SaPair], now: float) -> None:
+        """Take pairs out at once that are of no more use, and have their peers do the same."""
+        for pair in pairs:
+            self.retire(pair, now, grace=0)
+        self.disown_pairs(pairs, now)
 
     def epoch_claimed(self, peer: Peer, path: Path, epoch: int, now: float) -> None:
         """A command carries an EPOCH (RFC 4430 §3.7).
@@ -186,9 +191,7 @@ class Lifecycle:
             self._core.report(
                 Level.WARNING, "peer-restarted", peer=peer.host.name, epoch=epoch, sas=len(stale)
             )
-        for pair in stale:
-            self.retire(pair, now, grace=0)
-        self.disown_pairs(stale, now)  # were it wrong, the peer must not keep halves of them
+        self.end(stale, now)  # were it wrong, the peer must not keep halves of them
 
     def remove_inbound(self, pairs: tuple[SaPair, ...]) -> None:
         """The peer knows of the DELETE: nothing more can come in on these."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from kinkd.errors import LocalError
-from kinkd.kernel.port import SaId
+from kinkd.kernel.port import SaId, SaName
 from kinkd.model import IPAddress, IpsecProtocol, Lifetime, Mode, Selector, Slot
 from kinkd.policy.match import HostPolicy
 
@@ -92,6 +92,11 @@ class SaPair:
         return tuple(SaId(*ends, spis.outbound, spis.protocol) for spis in self.sas)
 
     @property
+    def both_ways(self) -> tuple[SaId, ...]:
+        """All its SAs."""
+        return (*self.inbound, *self.outbound)
+
+    @property
     def inbound_spis(self) -> tuple[tuple[IpsecProtocol, int], ...]:
         """What a DELETE of ours names."""
         return tuple((spis.protocol, spis.inbound) for spis in self.sas)
@@ -132,15 +137,14 @@ def is_wanted(pair: SaPair, policy: HostPolicy) -> bool:
 
 
 _Key = TypeVar("_Key")
-_Name = tuple[IPAddress, IpsecProtocol, int]  # destination, protocol, SPI
 
 
 class PairTable:
     """The one owner of the live pairs. An SPI is found only with its destination and protocol."""
 
     def __init__(self) -> None:
-        self._by_sa: dict[_Name, SaPair] = {}
-        self._outbound: dict[_Name, SaPair] = {}
+        self._by_sa: dict[SaName, SaPair] = {}
+        self._outbound: dict[SaName, SaPair] = {}
         self._creates: dict[tuple[str, CommandId], list[SaPair]] = {}
         self._slots: dict[Slot, list[SaPair]] = {}
         self._hosts: dict[str, list[SaPair]] = {}
@@ -157,12 +161,12 @@ class PairTable:
         Raises:
             LocalError: one of its SPIs is a live pair's.
         """
-        names = [_name(sa) for sa in (*pair.inbound, *pair.outbound)]
+        names = [sa.name for sa in pair.both_ways]
         if any(name in self._by_sa for name in names):
             raise LocalError(f"two pairs with {pair.host} under one SPI")
         self._by_sa.update(dict.fromkeys(names, pair))
         for sa in pair.outbound:
-            self._outbound[_name(sa)] = pair
+            self._outbound[sa.name] = pair
         if pair.role is Role.RESPONDER:
             self._creates.setdefault((pair.host, pair.command), []).append(pair)
         self._slots.setdefault(pair.slot, []).append(pair)
@@ -172,10 +176,10 @@ class PairTable:
         """Give a pair up; False where it was gone already."""
         if not self.holds(pair):
             return False
-        for sa in (*pair.inbound, *pair.outbound):
-            del self._by_sa[_name(sa)]
+        for sa in pair.both_ways:
+            del self._by_sa[sa.name]
         for sa in pair.outbound:
-            del self._outbound[_name(sa)]
+            del self._outbound[sa.name]
         if pair.role is Role.RESPONDER:
             _remove(self._creates, (pair.host, pair.command), pair)
         _remove(self._slots, pair.slot, pair)
@@ -184,11 +188,11 @@ class PairTable:
 
     def holds(self, pair: SaPair) -> bool:
         """Whether a pair lives."""
-        return self._by_sa.get(_name(pair.inbound[0])) is pair
+        return self._by_sa.get(pair.inbound[0].name) is pair
 
     def by_sa(self, sa: SaId) -> SaPair | None:
         """The pair that an SA of the kernel belongs to."""
-        return self._by_sa.get(_name(sa))
+        return self._by_sa.get(sa.name)
 
     def by_outbound(self, remote: IPAddress, protocol: IpsecProtocol, spi: int) -> SaPair | None:
         """The pair whose outbound SPI the peer names in a DELETE."""
@@ -215,10 +219,6 @@ class PairTable:
     def of_create(self, host: str, command: CommandId) -> list[SaPair]:
         """The pairs that this CREATE of a peer made, as far as they live."""
         return list(self._creates.get((host, command), ()))
-
-
-def _name(sa: SaId) -> _Name:
-    return (sa.destination, sa.protocol, sa.spi)
 
 
 def _remove(table: dict[_Key, list[SaPair]], key: _Key, pair: SaPair) -> None:

@@ -29,7 +29,7 @@ from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.pairs import SaPair
 from kinkd.exchange.rekeying import Rekeying
 from kinkd.exchange.timing import Pacer, Timer
-from kinkd.kernel.port import Acquire, SaId, SaState
+from kinkd.kernel.port import Acquire, SaId, SaName, SaState
 from kinkd.model import Slot
 
 ROUND_SECONDS = 60.0
@@ -46,9 +46,9 @@ Disown = Callable[[Iterable[SaId], float], None]
 
 @dataclass(slots=True)
 class _Found:
-    """What the kernel has of ours, by destination, protocol and SPI as all SAs are named."""
+    """What the kernel has of ours."""
 
-    states: dict[SaId, SaState]
+    states: dict[SaName, SaState]
     acquires: list[Acquire]
 
 
@@ -77,7 +77,7 @@ class Reconciler:
         self._looked = float("-inf")
         self._pause = SHORTEST_PAUSE
         self._in_the_way = ""
-        self._unclaimed: dict[SaId, float] = {}  # since when
+        self._unclaimed: dict[SaName, float] = {}  # since when
         self._pacer = Pacer()
         self._broken: dict[SaId, SaPair] = {}  # pairs whose replacement is under way
 
@@ -132,7 +132,7 @@ class Reconciler:
         if found.fault and found.fault != self._in_the_way:  # said once
             core.report(Level.ERROR, "policy-in-the-way", reason=found.fault)
         self._in_the_way = found.fault
-        core.in_the_way = frozenset((e.direction, e.selector) for e in found.in_the_way)
+        core.in_the_way = frozenset(entry.key for entry in found.in_the_way)
         spd.carry_out(core.kernel, found)
         if changes := len(found.steps):
             core.counters["reconcile.policies"] += changes
@@ -146,22 +146,22 @@ class Reconciler:
             if state.reqid not in self._core.ownership.reqids:
                 continue
             if not state.larval:
-                found.states[_plain(state.id)] = state
+                found.states[state.id.name] = state
             elif not state.id.spi:
                 found.acquires.append(_acquire_of(state))
         return found
 
     def _of_pairs(self, found: _Found) -> dict[SaId, SaState]:
         return {
-            sa: found.states[_plain(sa)]
+            sa: found.states[sa.name]
             for pair in self._core.pairs
-            for sa in (*pair.inbound, *pair.outbound)
-            if _plain(sa) in found.states
+            for sa in pair.both_ways
+            if sa.name in found.states
         }
 
     def _check_pairs(self, found: _Found, now: float) -> None:
         for pair in self._core.pairs:
-            gone = (sa for sa in (*pair.inbound, *pair.outbound) if _plain(sa) not in found.states)
+            gone = (sa for sa in pair.both_ways if sa.name not in found.states)
             if (sa := next(gone, None)) is not None:
                 self._replace(pair, sa, now)
 
@@ -184,13 +184,12 @@ class Reconciler:
         for broken in [pair for pair in self._broken.values() if pair.slot == slot]:
             del self._broken[broken.inbound[0]]
             if broken not in replaced and self._core.pairs.holds(broken):
-                self._lifecycle.retire(broken, now, grace=0)
-                self._lifecycle.disown_pairs([broken], now)
+                self._lifecycle.end([broken], now)
 
     def _remove_unclaimed(self, found: _Found, now: float) -> None:
         core = self._core
-        claimed = {_plain(sa) for pair in core.pairs for sa in (*pair.inbound, *pair.outbound)}
-        claimed.update(map(_plain, self._lifecycle.leaving))
+        claimed = {sa.name for pair in core.pairs for sa in pair.both_ways}
+        claimed.update(sa.name for sa in self._lifecycle.leaving)
         # Not by the age that the kernel tells: a clock may have been set.
         self._unclaimed = {
             name: self._unclaimed.get(name, now) for name in found.states if name not in claimed
@@ -205,11 +204,6 @@ class Reconciler:
             core.counters["reconcile.unclaimed"] += 1
             core.report(Level.WARNING, "sa-unclaimed", spi=f"{sa.spi:#010x}", remote=sa.source)
         self._disown(unclaimed, now)
-
-
-def _plain(sa: SaId) -> SaId:
-    """Without its source, which names nothing."""
-    return SaId(sa.destination, sa.destination, sa.spi, sa.protocol)
 
 
 def _acquire_of(larval: SaState) -> Acquire:

@@ -82,7 +82,7 @@ class Rekeying:
     def _volume_left(self, pair: SaPair) -> float:
         """Which part of its octets or packets the SA has left that has the least."""
         try:
-            states = [self._core.kernel.state(sa) for sa in (*pair.inbound, *pair.outbound)]
+            states = [self._core.kernel.state(sa) for sa in pair.both_ways]
         except KernelError as error:
             self._core.kernel_refused(error)
             return 0.0

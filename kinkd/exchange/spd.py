@@ -18,9 +18,7 @@ from dataclasses import dataclass
 
 from kinkd.errors import LocalError
 from kinkd.kernel.port import Kernel
-from kinkd.model import Direction, Selector, SpdEntry
-
-_Key = tuple[Direction, Selector]
+from kinkd.model import SpdEntry, SpdKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +52,13 @@ class Plan:
 
 def plan(present: Iterable[SpdEntry], wanted: Iterable[SpdEntry], ours: range) -> Plan:
     """The changes; of ``present`` those with a priority in ``ours`` are ours."""
-    new = {_key(entry): entry for entry in wanted}
-    old: dict[_Key, SpdEntry] = {}
+    new = {entry.key: entry for entry in wanted}
+    old: dict[SpdKey, SpdEntry] = {}
     foreign: list[SpdEntry] = []
     for entry in present:
         if entry.priority in ours:
-            old[_key(entry)] = entry
-        elif new.pop(_key(entry), None) is not None:
+            old[entry.key] = entry
+        elif new.pop(entry.key, None) is not None:
             foreign.append(entry)
     changed = [key for key in new if old.get(key) != new[key]]
     gone = [key for key in old if key not in new]
@@ -68,7 +66,7 @@ def plan(present: Iterable[SpdEntry], wanted: Iterable[SpdEntry], ours: range) -
         *(Step(new[key]) for key in changed),
         *(Step(old[key], remove=True) for key in gone),
     ]
-    steps.sort(key=lambda step: _phase(step, old.get(_key(step.entry))))
+    steps.sort(key=lambda step: _phase(step, old.get(step.entry.key)))
     return Plan(tuple(steps), tuple(foreign))
 
 
@@ -108,10 +106,6 @@ def _phase(step: Step, old: SpdEntry | None) -> int:
 def _is_strict(entry: SpdEntry) -> bool:
     """Whether nothing passes it in clear."""
     return entry.block or any(not template.optional for template in entry.templates)
-
-
-def _key(entry: SpdEntry) -> _Key:
-    return entry.direction, entry.selector
 
 
 def _words(entry: SpdEntry) -> str:

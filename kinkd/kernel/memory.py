@@ -14,7 +14,17 @@ from typing import Literal
 
 from kinkd.errors import KernelError
 from kinkd.kernel import xfrm
-from kinkd.kernel.port import Acquire, Deleted, Expire, KernelEvent, Sa, SaId, SaLimits, SaState
+from kinkd.kernel.port import (
+    Acquire,
+    Deleted,
+    Expire,
+    KernelEvent,
+    Sa,
+    SaId,
+    SaLimits,
+    SaName,
+    SaState,
+)
 from kinkd.kernel.xfrm import words
 from kinkd.model import (
     Direction,
@@ -33,7 +43,6 @@ from kinkd.model import (
 Outcome = Literal["esp", "ah", "ah+esp", "clear", "held", "dropped"]
 _PASSING = ("esp", "ah", "ah+esp", "clear")
 _QUEUE = 101  # packets a policy holds
-_Name = tuple[IPAddress, int, IpsecProtocol]
 _Ends = tuple[IPAddress, IPAddress, IpsecProtocol, Mode, int]
 
 
@@ -102,7 +111,7 @@ class MemoryKernel:
         self._acquire_expires = acquire_expires
         self._next_spi = first_spi
         self._next_sequence = 1
-        self._states: dict[_Name, _Entry] = {}
+        self._states: dict[SaName, _Entry] = {}
         self._larvals: dict[_Ends, _Larval] = {}
         self._policies: dict[tuple[Direction, Selector], tuple[int, SpdEntry]] = {}
         self._next_index = 1
@@ -130,11 +139,11 @@ class MemoryKernel:
     ) -> int:
         """See ``port.Kernel``. SPIs count upwards."""
         xfrm.allocate_spi(source, destination, reqid, 1, protocol=protocol)
-        while (destination, self._next_spi, protocol) in self._states:
+        while (destination, protocol, self._next_spi) in self._states:
             self._next_spi += 1
         spi, self._next_spi = self._next_spi, self._next_spi + 1
         sa = SaId(source, destination, spi, protocol)
-        self._states[_name(sa)] = _Entry(sa, reqid, None, self.now)
+        self._states[sa.name] = _Entry(sa, reqid, None, self.now)
         return spi
 
     def clear_acquire(self, acquire: Acquire) -> None:
@@ -149,14 +158,14 @@ class MemoryKernel:
                 self._need(sa.transform, f"UPDSA {words(sa.id)}")
         except KernelError:
             for sa in sas:
-                held = self._states.get(_name(sa.id))
+                held = self._states.get(sa.id.name)
                 if held is not None and held.sa is None:
                     self.remove(sa.id)
             raise
         for sa in sas:
-            held = self._states.get(_name(sa.id))
+            held = self._states.get(sa.id.name)
             if held is None or held.sa is None:
-                self._states[_name(sa.id)] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
+                self._states[sa.id.name] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
             else:
                 held.sa = replace(held.sa, limits=sa.limits)
                 held.dying = False
@@ -193,7 +202,7 @@ class MemoryKernel:
 
     def state(self, sa: SaId) -> SaState | None:
         """See ``port.Kernel``."""
-        held = self._states.get(_name(sa))
+        held = self._states.get(sa.name)
         return None if held is None else self._state(held)
 
     # --- port.Kernel: policies ---
@@ -207,7 +216,7 @@ class MemoryKernel:
         if optional_tunnel and entry.direction is Direction.OUT:
             text = "Mode in optional template not allowed in outbound policy"
             raise KernelError(errno.EINVAL, f"UPDPOLICY {words(entry)}", text)
-        key = (entry.direction, entry.selector)
+        key = entry.key
         index = self._policies[key][0] if key in self._policies else self._next_index * 8 + 1
         self._next_index += key not in self._policies
         self._policies[key] = (index, entry)
@@ -294,7 +303,7 @@ class MemoryKernel:
         """Whether a packet from the wire is accepted: for this host, or to be forwarded."""
         used: list[Sa] = []
         for sent in reversed(packet.sas):
-            held = self._states.get(_name(sent.id))
+            held = self._states.get(sent.id.name)
             if held is None or held.sa is None or not _decrypts(held.sa, sent):
                 return False
             used.append(held.sa)
@@ -320,9 +329,9 @@ class MemoryKernel:
             raise KernelError(errno.ENOSYS, request, "Requested algorithm not found")
 
     def _add(self, sa: Sa) -> None:
-        if _name(sa.id) in self._states:
+        if sa.id.name in self._states:
             raise KernelError(errno.EEXIST, f"NEWSA {words(sa.id)}")
-        self._states[_name(sa.id)] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
+        self._states[sa.id.name] = _Entry(sa.id, sa.reqid, _copy(sa), self.now)
         ends = (sa.id.source, sa.id.destination, sa.id.protocol, sa.mode, sa.reqid)
         self._larvals.pop(ends, None)
 
@@ -421,7 +430,7 @@ class MemoryKernel:
             self._pending.append(Expire(held.id, held.reqid, hard=False))
 
     def _take(self, sa: SaId) -> _Entry | None:
-        held = self._states.pop(_name(sa), None)
+        held = self._states.pop(sa.name, None)
         if held is not None and held.sa is not None:
             held.sa.keymat.wipe()
         return held
@@ -433,10 +442,6 @@ class MemoryKernel:
 
 def _reached(limit: int | None, count: int) -> bool:
     return limit is not None and count >= limit
-
-
-def _name(sa: SaId) -> _Name:
-    return sa.destination, sa.spi, sa.protocol
 
 
 def _ends_of(acquire: Acquire) -> _Ends:

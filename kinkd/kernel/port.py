@@ -21,6 +21,9 @@ from kinkd.model import (
     Transform,
 )
 
+SaName = tuple[IPAddress, IpsecProtocol, int]
+"""Destination, protocol, SPI."""
+
 
 @dataclass(frozen=True, slots=True)
 class SaId:
@@ -30,6 +33,11 @@ class SaId:
     destination: IPAddress
     spi: int
     protocol: IpsecProtocol = IpsecProtocol.ESP
+
+    @property
+    def name(self) -> SaName:
+        """What is unique of it."""
+        return self.destination, self.protocol, self.spi
 
 
 @dataclass(frozen=True, slots=True)

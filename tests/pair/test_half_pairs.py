@@ -327,13 +327,11 @@ def test_a_kernel_that_will_not_at_the_ack_has_the_initiators_half_removed() -> 
     world.deliver(take(world, MessageType.CREATE))
     world.deliver(take(world, MessageType.REPLY))
     (pair,) = world["alice"].endpoint.pairs
-    name = pair.inbound[0]
-    world["bob"].kernel._states[name.destination, name.spi, name.protocol] = world[
-        "alice"
-    ].kernel._states[name.destination, name.spi, name.protocol]
+    (sa,) = pair.inbound
+    world["bob"].kernel._states[sa.name] = world["alice"].kernel._states[sa.name]
     world.deliver(take(world, MessageType.ACK))
     assert world["bob"].endpoint.counters["kernel-error"] == 1
-    world["bob"].kernel.remove(name)
+    world["bob"].kernel.remove(sa)
     world.run(5.0)
     assert_empty(world)
 

@@ -24,6 +24,7 @@ from kinkd.model import Host, Principal, UserToUser
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import kink
 from kinkd.wire.numbers import MessageType
+from tests.pair.test_storms import Many, times_stopped
 from tests.support.pair import (
     ALICE,
     BOB,
@@ -330,49 +331,26 @@ def test_an_ack_that_is_lost_on_a_path_of_changing_delay_stops_no_traffic() -> N
     world.run(5.0)
     for rtt in (0.1, 0.9, 0.1, 0.9, 0.1, 0.9):
         world["bob"].endpoint.peer(ALICE).round_trip.sample(rtt)
-    (old,) = world["alice"].endpoint.pairs
-    left = 1
-
-    def network(send: Send) -> list[Send]:
-        nonlocal left
-        if left and kink.header(send.datagram).type == MessageType.ACK:
-            left -= 1
-            return []
-        return [send]
-
-    world["alice"].endpoint._rekeying.soft_expired(old.inbound[0], world.now)
-    world.settle()
-    stopped: list[float] = []
-    began = world.now
-    for _ in range(100):
-        for ends in (("alice", "bob"), ("bob", "alice")):
-            if world.traffic(*ends) != "esp":
-                stopped.append(world.now - began)
-        world.run(0.05, network)
+    stopped = times_stopped(world, acks=1, seconds=5.0)
     assert not stopped, f"from {stopped[0]:.2f} to {stopped[-1]:.2f} s"
 
 
-class Many(LivingWorld):
-    """alice and many live hosts."""
-
-    def __init__(self, count: int) -> None:
-        hosts = (ALICE, *(host(f"h{n}", IPv4Address("10.1.0.0") + n) for n in range(count)))
-        super().__init__(hosts=hosts)
-        for n in range(count):
-            self.traffic("alice", f"h{n}")
-            if n % 50 == 0:
-                self.run(0.5)
-        self.run(10.0)
-        assert len(self["alice"].endpoint.pairs) == count
-        self.sent.clear()
-
-    def policy(self, me: Host) -> HostPolicy:
-        return policy_of(me, self.hosts[1:] if me is ALICE else (ALICE,))
+def keyed_with(count: int) -> Many:
+    """alice, keyed with so many live hosts."""
+    world = Many(count)
+    for n in range(count):
+        world.traffic("alice", f"h{n}")
+        if n % 50 == 0:
+            world.run(0.5)
+    world.run(10.0)
+    assert len(world["alice"].endpoint.pairs) == count
+    world.sent.clear()
+    return world
 
 
 def test_sas_that_are_deleted_one_by_one_are_not_all_replaced_in_one_go() -> None:
     """As by ``ip xfrm state deleteall``: told with names."""
-    world = Many(200)
+    world = keyed_with(200)
     alice = world["alice"]
     for held in list(alice.kernel.states()):
         alice.kernel.remove(held.id)
@@ -383,7 +361,7 @@ def test_sas_that_are_deleted_one_by_one_are_not_all_replaced_in_one_go() -> Non
 
 
 def test_a_stronger_profile_does_not_renew_all_sas_in_one_go() -> None:
-    world = Many(200)
+    world = keyed_with(200)
     alice = world["alice"]
     peers = world.hosts[1:]
     policy = policy_of(ALICE, peers, replace(FAST, groups=(None, 19)))
@@ -393,7 +371,7 @@ def test_a_stronger_profile_does_not_renew_all_sas_in_one_go() -> None:
 
 
 def test_looks_that_come_often_do_not_pile_up_what_is_gone() -> None:
-    world = Many(200)
+    world = keyed_with(200)
     alice = world["alice"]
     alice.kernel._states.clear()
     for _ in range(5):
@@ -476,7 +454,7 @@ def test_what_is_under_way_with_who_was_removed_leaves_no_timer_that_never_runs_
 
 def test_who_is_heard_after_a_restart_is_told_what_it_owes() -> None:
     """Sixty hosts were out of reach, and owe; they come back, each with a STATUS."""
-    world = Many(60)
+    world = keyed_with(60)
     alice = world["alice"]
     for each in world.hosts[2:]:
         alice.endpoint.terminate(each, world.now, lambda _: None)
