@@ -2,8 +2,11 @@
 
 ``tomllib`` parses and gives values without places. An ``Item`` is such a value with its path in
 the document; the line is looked for only when there is something to say about it, so a good
-document pays nothing for it. Every fault is a ``DocumentError``: the place, what is wrong, what
-would be right, on one line. Keys nobody expects are refused.
+document pays nothing for it. Tables that come from elsewhere have a ``Document`` of their own,
+which says what places are called there.
+
+Every fault is a ``DocumentError``: the place, what is wrong, what would be right, on one line.
+Keys nobody expects are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from kinkd.errors import DocumentError
 
@@ -85,8 +88,19 @@ def path_text(path: KeyPath) -> str:
     return text
 
 
+class Place(NamedTuple):
+    """Where something stands, for messages: file (or entry), line if it has one, name in it."""
+
+    path: str
+    line: int | None
+    name: str
+
+
 class Document:
-    """A parsed document. ``path`` is what it is called in messages."""
+    """A parsed document. ``path`` is what it is called in messages.
+
+    A source without lines overrides ``place`` and ``assignment``.
+    """
 
     def __init__(self, path: str, text: str, root: Mapping[str, object]) -> None:
         self.path = path
@@ -116,9 +130,22 @@ class Document:
             raise DocumentError(path, None, "nested too deeply") from None
 
     @property
+    def text(self) -> str:
+        """What was parsed, its lines ended as TOML counts them; empty: it was no text."""
+        return self._text
+
+    @property
     def root(self) -> Item:
         """The whole document, a table."""
         return Item(self, (), self._root)
+
+    def place(self, path: KeyPath) -> Place:
+        """Where ``path`` stands, in the words of who wrote it."""
+        return Place(self.path, self.line(path), path_text(path))
+
+    def assignment(self, table: KeyPath, key: str, hint: str) -> tuple[str, str]:
+        """What ``key`` of a table is called there, and how to write it with the value ``hint``."""
+        return key, f"{key} = {hint}"
 
     def line(self, path: KeyPath) -> int | None:
         """The line, from 1, on which ``path`` or the nearest thing around it stands."""
@@ -157,12 +184,20 @@ class Item:
 
     def error(self, text: str) -> DocumentError:
         """The error that says ``text`` of this value, for the caller to raise."""
-        name = path_text(self.path)
-        return DocumentError(self.document.path, self.line, f"{name}: {text}" if name else text)
+        path, line, name = self.document.place(self.path)
+        return DocumentError(path, line, f"{name}: {text}" if name else text)
 
     def warning(self, text: str) -> str:
         """The same line for something that is no error."""
         return str(self.error(text))
+
+    @property
+    def where(self) -> str:
+        """Where it stands, in words."""
+        path, line, name = self.document.place(self.path)
+        if line is None:
+            return f"{path}: {name}" if name else path
+        return f"{path}:{line}"
 
     @property
     def line(self) -> int | None:
@@ -182,6 +217,14 @@ class Item:
         """The entries of a table whose keys are names of the writer's choice."""
         values = self._mapping()
         return [(key, Item(self.document, (*self.path, key), values[key])) for key in values]
+
+    def mapping(self) -> Mapping[str, object]:
+        """The values of such a table; ``entry`` gives one its place."""
+        return self._mapping()
+
+    def entry(self, key: str) -> Item:
+        """One of its entries."""
+        return Item(self.document, (*self.path, key), self._mapping()[key])
 
     def items(self) -> list[Item]:
         """The elements of a list."""
@@ -257,8 +300,10 @@ class Item:
 
     def address(self) -> IPv4Address | IPv6Address:
         """An IP address, without prefix length or zone."""
+        address: IPv4Address | IPv6Address
         try:
-            address = ip_address(self.string())
+            text = self.string()
+            address = IPv6Address(text) if ":" in text else IPv4Address(text)
         except ValueError:
             raise self.error(
                 f'{show(self.value)} is not an IP address; write "192.0.2.1" or "2001:db8::1"'
@@ -318,8 +363,9 @@ class Table:
         """
         value = self.values.get(key, default)
         if value is _ABSENT:
-            example = f"; write {key} = {hint}" if hint else ""
-            raise self.place.error(f"{key} is missing{example}")
+            place = self.place
+            name, example = place.document.assignment(place.path, key, hint)
+            raise place.error(f"{name} is missing" + (f"; write {example}" if hint else ""))
         return Item(self.place.document, (*self.place.path, key), value)
 
     def optional(self, key: str) -> Item | None:

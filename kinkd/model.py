@@ -14,6 +14,12 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 
+@functools.lru_cache(maxsize=1 << 16)  # making a network costs more than all of an SA's keys
+def lone(address: IPAddress) -> IPNetwork:
+    """The network of one address."""
+    return ip_network(address)
+
+
 class Secret:
     """Key material: absent from every repr, compared in constant time, overwritten by ``wipe``.
 
@@ -109,7 +115,9 @@ class Action(enum.Enum):
     """What a rule of the realm's policy does with traffic."""
 
     REQUIRE = "require"
+    REQUEST = "request"
     CLEAR = "clear"
+    BLOCK = "block"
 
 
 class UserToUser(enum.Enum):
@@ -202,7 +210,8 @@ class Host:
     """A host of the realm: what it is asked for as, what it authenticates as, where it lives.
 
     ``networks`` lie behind it: as a security gateway it speaks for them in tunnel mode. Of one that
-    is ``user_to_user`` always, service and client are the same.
+    is ``user_to_user`` always, service and client are the same. One that is ``disabled`` is never
+    keyed; with one in ``audit`` everything is negotiated, and nothing dropped.
     """
 
     name: str
@@ -211,6 +220,13 @@ class Host:
     addresses: tuple[IPAddress, ...]
     networks: tuple[IPNetwork, ...] = ()
     user_to_user: UserToUser = UserToUser.NEVER
+    disabled: bool = False
+    audit: bool = False
+
+    @property
+    def prefixes(self) -> tuple[IPNetwork, ...]:
+        """All that is its own, or behind it."""
+        return (*map(lone, self.addresses), *self.networks)
 
     @property
     def principals(self) -> Principals:
@@ -241,10 +257,10 @@ class Selector:
     destination_port: PortMatch = PortMatch()
 
     @staticmethod
-    @functools.lru_cache(maxsize=4096)  # making a network costs more than all of an SA's keys
+    @functools.lru_cache(maxsize=4096)
     def between(source: IPAddress, destination: IPAddress) -> Selector:
         """All traffic from one address to one other."""
-        return Selector(ip_network(source), ip_network(destination))
+        return Selector(lone(source), lone(destination))
 
     def reversed(self) -> Self:
         """The same traffic the other way."""
@@ -315,6 +331,16 @@ class SpdEntry:
         """What is unique of it: the kernel has no two of one direction and selector."""
         return self.direction, self.selector
 
+    def relaxed(self) -> SpdEntry:
+        """The same without force: SAs are made and used, and nothing is dropped for want of one.
+
+        The kernel has no optional tunnel for packets out: they pass in clear, and ask for nothing.
+        """
+        optional = tuple(replace(each, optional=True) for each in self.templates)
+        if self.direction is Direction.OUT and any(t.mode is Mode.TUNNEL for t in optional):
+            optional = ()
+        return replace(self, templates=optional, block=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
@@ -347,6 +373,11 @@ class Protection:
     selector: Selector
     udp: bool = False
     entries: tuple[SpdEntry, ...] = field(repr=False, default=())  # the SPD entries it stands for
+    requested: tuple[SpdEntry, ...] = field(repr=False, default=())
+    """Those of them that are asked for, and not insisted on until SAs were once had."""
+    when_keyed: tuple[SpdEntry, ...] = field(repr=False, default=())
+    """What stands in place of entries in clear as long as there are SAs: of tunnels in audit."""
+    initiates: bool = True  # whether traffic from here asks for SAs, or only the peer's does
 
     @property
     def slot(self) -> Slot:
@@ -355,10 +386,10 @@ class Protection:
 
     def makes_the_same(self, other: Protection) -> bool:
         """Whether the same SAs serve both: rules may have been renamed, moved or put between."""
-        plain = replace(self, rule="", entries=(), peer=other.peer)
+        plain = replace(self, rule="", entries=(), requested=(), when_keyed=(), peer=other.peer)
         mine, others = (each.peer.principals for each in (self, other))
         return (self.peer.name, mine) == (other.peer.name, others) and plain == replace(
-            other, rule="", entries=()
+            other, rule="", entries=(), requested=(), when_keyed=()
         )
 
     @property

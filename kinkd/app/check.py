@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kinkd.app import addresses
+from kinkd.app import addresses, loading
 from kinkd.app import config as configuration
 from kinkd.app.config import Config
 from kinkd.errors import KinkdError, LocalError
@@ -21,13 +21,13 @@ from kinkd.model import (
     Mode,
     PortMatch,
     Profile,
-    Protection,
     SpdEntry,
     UserToUser,
 )
-from kinkd.policy import sources
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy, protocol_words
+from kinkd.policy.profiles import protocol_words
+from kinkd.policy.realm import WORLD, RealmPolicy, Term
+from kinkd.policy.traffic import ANY
 from kinkd.wire.numbers import ESP_IN_UDP_PORT
 
 SYSCTLS = Path("/proc/sys")
@@ -42,7 +42,8 @@ _ETYPES = {
     23: "RC4, of the keytab alone: no session key",
 }
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
-_PROTOCOLS = {0: "any", 6: "tcp", 17: "udp", 58: "icmpv6"}
+_PROTOCOLS = {0: "any", 1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+_DONE = {Action.REQUIRE: "required", Action.REQUEST: "requested"}
 
 
 def check(path: Path | str) -> tuple[int, str]:
@@ -53,13 +54,14 @@ def check(path: Path | str) -> tuple[int, str]:
     """
     try:
         config = configuration.load(path)
-        policy = sources.load_file(str(config.policy_file))
+        source = loading.source_of(config)
+        policy = source.load().policy
         host = configuration.resolve_for_host(config, policy)
         keys = _keys(config, host.me)
     except KinkdError as error:
         return BAD, f"kinkd: {error}"
     lines = [
-        *_identity(config, policy, host),
+        *_identity(config, source.name, policy, host),
         *keys,
         "",
         *_peers(policy, host),
@@ -75,9 +77,9 @@ def check(path: Path | str) -> tuple[int, str]:
     return GOOD, "\n".join(lines)
 
 
-def _identity(config: Config, policy: RealmPolicy, host: HostPolicy) -> Iterator[str]:
+def _identity(config: Config, source: str, policy: RealmPolicy, host: HostPolicy) -> Iterator[str]:
     yield f"configuration  {config.path}"
-    yield f"policy         {config.policy_file}, version {policy.version}, realm {policy.realm}"
+    yield f"policy         {source}, version {policy.version}, realm {policy.realm}"
     yield f"this host      {host.me.name}"
     yield f"  asked for as {host.me.service}{_how_keyed(host.me)}"
     if host.me.client != host.me.service:
@@ -157,16 +159,37 @@ def _peers(policy: RealmPolicy, host: HostPolicy) -> Iterator[str]:
     if not host.peers:
         yield "no rule protects traffic of this host: all of it is clear"
     for peer in host.peers:
-        yield from _peer(peer, host.with_host(peer.name))
-    for other in host.others:
-        yield f"{other.name}: clear, {_why_clear(policy, host.me, other)}"
+        yield from _peer(policy, host, peer)
+    for name in (*(other.name for other in host.others), *policy.places, WORLD):
+        if (said := _terms(policy.terms(host.me.name, name))) != "clear, no rule" or name != WORLD:
+            yield f"{name}: {said}"
 
 
-def _peer(peer: Host, protections: tuple[Protection, ...]) -> Iterator[str]:
-    """One rule decides for all traffic with one host: the first protection tells of the others."""
+def _terms(terms: Iterable[Term]) -> str:
+    """What is done with packets to a party, the first that matches decides."""
+    said = []
+    for term in terms:
+        traffic = "" if term.traffic == ANY else f"{term.traffic} "
+        answers = " (answers)" if term.traffic.has_ports and not term.asks else ""
+        why = "no rule" if term.rule is None else f"by rule {term.rule.name!r}"
+        trial = " in audit" if term.audit else ""
+        said.append(f"{traffic}{term.action.value}{answers}{trial}, {why}")
+    return "; ".join(said)
+
+
+def _peer(policy: RealmPolicy, host: HostPolicy, peer: Host) -> Iterator[str]:
+    """All protections with one host are of one profile and mode: the first tells of the others."""
+    protections = host.with_host(peer.name)
     first = protections[0]
     profile = first.profile
-    yield f"{peer.name}: {protocol_words(profile.protocols)} required, by rule {first.rule!r}"
+    terms = policy.terms(host.me.name, peer.name)
+    whole = len(terms) == 1 and terms[0].protects
+    done = (
+        f"{_DONE[terms[0].action]}{' in audit' * terms[0].audit}" if whole else "for some traffic"
+    )
+    yield f"{peer.name}: {protocol_words(profile.protocols)} {done}, by rule {first.rule!r}"
+    if not whole:
+        yield f"  traffic      {_terms(terms)}"
     yield f"  principal    {peer.client}{_how_keyed(peer)}"
     yield (
         f"  profile      {profile.name}: {', '.join(suite.name for suite in profile.suites)};"
@@ -217,15 +240,6 @@ def _lifetime(lifetime: Lifetime) -> str:
     return f"a new SA after {lifetime.seconds} s{volume}"
 
 
-def _why_clear(policy: RealmPolicy, me: Host, other: Host) -> str:
-    rule = policy.rule_between(me.name, other.name)
-    if rule is None:
-        return "no rule"
-    if rule.action is Action.CLEAR:
-        return f"by rule {rule.name!r}"
-    return f"rule {rule.name!r} finds no addresses of one family"
-
-
 def _entries(host: HostPolicy) -> Iterator[str]:
     yield "SPD entries, the first that matches decides:"
     for entry in host.entries:
@@ -235,22 +249,28 @@ def _entries(host: HostPolicy) -> Iterator[str]:
 def _entry(entry: SpdEntry) -> str:
     selector = entry.selector
     protocol = _PROTOCOLS.get(selector.protocol, str(selector.protocol))
-    icmp = protocol == "icmpv6"
-    source = f"{selector.source}{'' if icmp else _port(selector.source_port)}"
-    kind = f" type {selector.source_port.port}" if icmp else ""
-    return (
-        f"{Direction(entry.direction).name.lower():3} {source} -> {selector.destination}"
-        f"{_port(selector.destination_port)} {protocol}{kind}: {_action(entry)}"
-    )
+    source, destination = str(selector.source), str(selector.destination)
+    kind = ""
+    if protocol in ("icmp", "icmpv6"):
+        kind = f" type {selector.source_port.port}" if selector.source_port.mask else ""
+        kind += f" code {selector.destination_port.port}" if selector.destination_port.mask else ""
+    else:
+        source += _port(selector.source_port)
+        destination += _port(selector.destination_port)
+    direction = Direction(entry.direction).name.lower()
+    return f"{direction:3} {source} -> {destination} {protocol}{kind}: {_action(entry)}"
 
 
 def _action(entry: SpdEntry) -> str:
     if not entry.templates:
-        return "clear"
+        return "block" if entry.block else "clear"
     first = entry.templates[0]  # they share one reqid
     ends = f", tunnel from {first.source} to {first.destination}" if first.source else ""
-    return f"require reqid {first.reqid:#x}{ends}"
+    return f"{'optional' if first.optional else 'require'} reqid {first.reqid:#x}{ends}"
 
 
 def _port(match: PortMatch) -> str:
-    return f" port {match.port}" if match.mask else ""
+    if not match.mask:
+        return ""
+    free = match.mask ^ 0xFFFF
+    return f" port {match.port}" + (f"-{match.port + free}" if free else "")

@@ -10,14 +10,21 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from kinkd.app import discovery
 from kinkd.document import Item, Table, show, suggestion
 from kinkd.errors import DocumentError
 from kinkd.model import IPAddress
 from kinkd.policy import resolve, sources
+from kinkd.policy.directory import read_options
+from kinkd.policy.exemptions import SERVICES
+from kinkd.policy.hosts import unicast
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy, unicast
+from kinkd.policy.realm import RealmPolicy
+
+if TYPE_CHECKING:
+    from kinkd.policy.directory.options import DirectoryOptions, Server
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 CREDENTIALS: Final = "${CREDENTIALS_DIRECTORY}"  # systemd.exec(5), LoadCredential=
@@ -27,7 +34,7 @@ FORMATS: Final = ("text", "json")
 SOCKET_PATH_OCTETS: Final = 107  # unix(7): sun_path with its final NUL is 108
 
 _SECTIONS: Final = (
-    *("host", "kerberos", "policy", "state", "control"),
+    *("host", "kerberos", "policy", "directory", "state", "control"),
     *("kernel", "exempt", "log"),
 )
 
@@ -42,6 +49,7 @@ class Config:
     ccache: str | None  # of libkrb5's names, or "default"; None: tickets come from the keytab
     krb5_config: Path | None  # None: libkrb5's own choice
     policy_file: Path
+    directory: DirectoryOptions | None  # where the policy is instead of the file
     state_directory: Path
     control_socket: Path
     reqids: range
@@ -64,6 +72,7 @@ def load(path: Path | str) -> Config:
     ccache = _ccache(kerberos.optional("ccache"))
     krb5_config = _krb5_config(kerberos.optional("krb5_config"))
     policy = root.item("policy", {}).table("file")
+    directory = _directory(root.optional("directory"), policy)
     state = root.item("state", {}).table("directory")
     control = root.item("control", {}).table("socket")
     log = root.item("log", {}).table("level", "format")
@@ -75,11 +84,12 @@ def load(path: Path | str) -> Config:
         ccache=ccache,
         krb5_config=krb5_config,
         policy_file=Path(policy.item("file", "policy.toml").file()),
+        directory=directory,
         state_directory=Path(state.item("directory", "/var/lib/kinkd").file()),
         control_socket=_socket(control.item("socket", "/run/kinkd/control.sock")),
         reqids=reqids,
         priorities=priorities,
-        servers=tuple(_servers(root.item("exempt", {}).table(*resolve.SERVICES))),
+        servers=tuple(_servers(root.item("exempt", {}).table(*SERVICES))),
         log_level=log.item("level", "warning").choice(LEVELS),
         log_format=log.item("format", "text").choice(FORMATS),
         host_line=None if name is None else name.line,
@@ -96,12 +106,35 @@ def resolve_policy(config: Config) -> HostPolicy:
     return resolve_for_host(config, sources.load_file(str(config.policy_file)))
 
 
-def resolve_for_host(config: Config, policy: RealmPolicy, known: str | None = None) -> HostPolicy:
-    """The same for a policy that was read already; ``known``: what this host was before."""
+def resolve_for_host(
+    config: Config,
+    policy: RealmPolicy,
+    known: str | None = None,
+    memory: resolve.Memory | None = None,
+) -> HostPolicy:
+    """The same for a policy that was read already; ``known``: what this host was before.
+
+    ``memory`` of the policy before makes it fast.
+    """
     name = known if config.host is None and known in policy.hosts else None
     name = name or _identify(config, policy)
-    options = resolve.Options(config.reqids, config.priorities, config.servers)
-    return resolve.resolve(policy, name, options)
+    me = policy.hosts[name]
+    servers = (
+        *config.servers,
+        *discovery.resolvers(),
+        *discovery.kdcs(policy, (me.client.realm, me.service.realm)),
+        *discovery.directories(policy, (each.host for each in _directory_servers(config))),
+    )
+    return resolve.resolve(policy, name, options(config, servers), memory)
+
+
+def _directory_servers(config: Config) -> tuple[Server, ...]:
+    return () if config.directory is None else config.directory.servers
+
+
+def options(config: Config, servers: tuple[tuple[str, IPAddress], ...]) -> resolve.Options:
+    """What this host adds to the policy; ``servers``: those that it has to reach in clear."""
+    return resolve.Options(config.reqids, config.priorities, servers, discovery.client_ports())
 
 
 def _identify(config: Config, policy: RealmPolicy) -> str:
@@ -176,6 +209,14 @@ def _krb5_config(item: Item | None) -> Path | None:
     return path
 
 
+def _directory(item: Item | None, policy: Table) -> DirectoryOptions | None:
+    if item is None:
+        return None
+    if (file := policy.optional("file")) is not None:
+        raise file.error("the policy is in a file, or in the directory; leave one of them out")
+    return read_options(item)
+
+
 def _socket(item: Item) -> Path:
     path = item.file()
     if len(os.fsencode(path)) > SOCKET_PATH_OCTETS:
@@ -200,6 +241,6 @@ def _numbers(kernel: Table) -> tuple[range, range]:
 
 
 def _servers(exempt: Table) -> Iterator[tuple[str, IPAddress]]:
-    for service in resolve.SERVICES:
+    for service in SERVICES:
         for item in exempt.item(service, []).items():
             yield service, unicast(item)

@@ -12,7 +12,8 @@ import time
 from collections import deque
 from ipaddress import ip_address
 
-from kinkd.app import addresses, hardening, loading, recovery, resources, startup
+from kinkd.app import addresses, files, hardening, journal, loading, recovery, resources, startup
+from kinkd.app.auditing import Auditor
 from kinkd.app.config import Config
 from kinkd.app.control import ControlServer
 from kinkd.app.journal import Journal
@@ -30,9 +31,12 @@ from kinkd.exchange.effects import (
     FetchTicket,
     ForgetDebt,
     ForgetPair,
+    ForgetSecured,
     RecordBurial,
     RecordDebt,
     RecordPair,
+    RecordSecured,
+    RecordSuspension,
     Report,
     ReserveXids,
     Send,
@@ -43,6 +47,7 @@ from kinkd.kerberos.port import Tgt, Ticket
 from kinkd.kernel.port import KernelEvent, SaId
 from kinkd.model import IPAddress, Ownership
 from kinkd.policy import cache
+from kinkd.policy.sources import Source
 
 _NEGOTIATIONS_SHOWN = 20
 _SAID_SECONDS = 60.0  # between two lines about a journal that cannot be written
@@ -52,13 +57,23 @@ _NOBODYS = SaId(ip_address("192.0.2.1"), ip_address("192.0.2.2"), 0x100)  # RFC 
 class Daemon:
     """One host's kinkd. Build it, then ``await run()``; every start-up fault is a LocalError."""
 
-    def __init__(self, loaded: Loaded, here: frozenset[IPAddress]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        source: Source,
+        here: frozenset[IPAddress],
+        file_before: files.State | None = None,
+    ) -> None:
         config, policy = loaded.config, loaded.policy
         self._loaded = loaded
+        self._source = source
+        self._file_before = file_before
+        self._fault = loaded.fault  # why the source's policy is not in force
+        self._in_force_since = time.time()
         self._lock = resources.lock_state(config.state_directory)
         self._sockets = open_sockets()
         self._esp_in_udp = EspInUdp(policy)
-        self._journal = Journal(config.state_directory / "journal.db")
+        self._journal = Journal(config.state_directory / journal.NAME)
         self._send_failures = TokenBucket(rate=2, burst=20)  # of which people are told
         self._unwritable_said = float("-inf")
         self._unwritten: list[Command] = []  # journal entries that could not be written yet
@@ -75,13 +90,14 @@ class Daemon:
         )
         self._reloading = asyncio.Lock()
         self._hangups: set[asyncio.Task[object]] = set()
+        self._auditor = Auditor(self._endpoint)
         self._remember()
 
     def _remember(self) -> None:
         """Keep the policy that is in force now, for a boot that finds no good one."""
         loaded = self._loaded
-        source = str(loaded.config.policy_file)
-        cached = cache.CachedPolicy(loaded.policy.me.name, source, loaded.document)
+        me, version = loaded.policy.me.name, loaded.policy.version
+        cached = cache.CachedPolicy(me, loaded.source, loaded.document, version)
         try:
             cache.store(loaded.config.state_directory, cached)
         except LocalError as error:
@@ -91,8 +107,8 @@ class Daemon:
         """Serve until told to stop. SAs and policies stay in the kernel: nothing leaks."""
         loop = asyncio.get_running_loop()
         config = self._loaded.config
-        source = startup.ticket_source(config, self._loaded.policy)
-        self._tickets = TicketWorkers(source, self._ticket_fetched)
+        tickets = startup.ticket_source(config, self._loaded.policy)
+        self._tickets = TicketWorkers(tickets, self._ticket_fetched)
         operator = Operator(
             Services(
                 endpoint=self._endpoint,
@@ -103,6 +119,8 @@ class Daemon:
                 carry_out=self._carry_out,
                 deafen=self._deafen,
                 reload=self.reload,
+                policy=self.policy_state,
+                audit=self._auditor.report,
                 stop=self._stop.set,
             )
         )
@@ -118,12 +136,19 @@ class Daemon:
         self._endpoint.start(self._now())
         self._carry_out()  # what the start left to be told to peers, too
         self._watchdog.start()
+        self._source.start(lambda: self._source_changed(loop))
+        self._auditor.follow(self._loaded)
+        watch = self._watch_file(loop)
         log(logging.INFO, "ready", host=self._loaded.policy.me.name, epoch=self._endpoint.epoch)
         notify("READY=1")
         try:
             await self._stop.wait()
         finally:
             notify("STOPPING=1")
+            if watch is not None:
+                watch.stop()
+            self._source.stop()
+            self._auditor.stop()
             await control.stop()
             self._deafen()
             self._close()
@@ -201,8 +226,24 @@ class Daemon:
         self._hangups.add(task)
         task.add_done_callback(self._hangups.discard)
 
-    async def reload(self) -> Changes:
+    def _watch_file(self, loop: asyncio.AbstractEventLoop) -> files.Watch | None:
+        """See the policy's file change, where it is in a file."""
+        config = self._loaded.config
+        if config.directory is not None:
+            return None
+        return files.Watch(
+            str(config.policy_file), loop.call_later, self._hangup, known=self._file_before
+        )
+
+    def _source_changed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The policy is another now; called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._hangup)
+
+    async def reload(self, *, accept_older: bool = False) -> Changes:
         """Read configuration and policy again, and go by them: by all of it, or by none.
+
+        ``accept_older``: a policy of an earlier version than the one in force, too.
 
         Raises:
             LocalError, KernelError: why not, in one line; what was before is in force.
@@ -211,9 +252,12 @@ class Daemon:
             notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 # A realm of thousands of hosts takes seconds to read.
-                fresh = await asyncio.to_thread(loading.reload, self._loaded)
+                fresh = await asyncio.to_thread(
+                    loading.reload, self._loaded, self._source, accept_older=accept_older
+                )
                 changes = self._apply(fresh)
             except KinkdError as error:
+                self._fault = str(error)
                 log(logging.ERROR, "reload-refused", reason=str(error))
                 raise
             finally:
@@ -229,6 +273,21 @@ class Daemon:
             )
             return changes
 
+    def policy_state(self, *, document: bool = False) -> dict[str, object]:
+        """Which policy is in force, and how much of it; with its text where ``document``."""
+        forms, now = self._endpoint.forms, time.time()
+        return {
+            "version": self._loaded.policy.version,
+            "source": self._loaded.source,
+            "source_state": self._source.state(),
+            "age_seconds": int(now - self._in_force_since),
+            "fault": self._fault,
+            "suspended_seconds": max(0, int(forms.suspended_until - now)),
+            "in_clear": sorted({str(remote) for _, remote, _ in forms.clear}),
+            "secured": sorted(forms.secured),
+            **({"document": self._loaded.document} if document else {}),
+        }
+
     def _apply(self, fresh: Loaded) -> Changes:
         suites = startup.probe(self._kernel, fresh.policy)
         self._esp_in_udp.follow(fresh.policy)
@@ -237,6 +296,8 @@ class Daemon:
         finally:
             self._carry_out()
         self._loaded = fresh
+        self._fault, self._in_force_since = "", time.time()
+        self._auditor.follow(fresh)
         set_level(fresh.config.log_level)
         self._remember()
         return changes
@@ -282,6 +343,12 @@ class Daemon:
                         self._journal.paid(debt)
                     case RecordBurial() as burial:
                         self._journal.bury(burial)
+                    case RecordSecured(host, principal):
+                        self._journal.secure(host, principal)
+                    case ForgetSecured(host):
+                        self._journal.forget_secured(host)
+                    case RecordSuspension(until):
+                        recovery.record_suspension(self._journal, until)
                     case ReserveXids(below):
                         recovery.reserve_xids(self._journal, below)
                 del self._unwritten[0]
@@ -353,17 +420,21 @@ def serve(config: Config) -> None:
     Raises:
         LocalError, KernelError: why it cannot start, in one line; nothing was applied.
     """
-    loaded = loading.load(config)
+    if config.krb5_config is not None:
+        os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context
+    source = loading.source_of(config)
+    file_before = files.state_of(str(config.policy_file))
+    loaded = loading.load(config, source)
+    if loaded.fault:
+        log(logging.ERROR, "policy-of-before", version=loaded.policy.version, reason=loaded.fault)
     here = addresses.local_addresses()
     for warning in (*loaded.warnings, *addresses.missing(loaded.policy.me.addresses, here)):
         log(logging.WARNING, "policy-warning", text=warning)
-    if config.krb5_config is not None:
-        os.environ["KRB5_CONFIG"] = str(config.krb5_config)  # before libkrb5 makes a context
     hardening.forbid_core_dumps()
     if not hardening.lock_memory():
         log(logging.INFO, "memory-not-locked", hint="LimitMEMLOCK=infinity")
 
     async def main() -> None:
-        await Daemon(loaded, here).run()
+        await Daemon(loaded, source, here, file_before).run()
 
     asyncio.run(main())

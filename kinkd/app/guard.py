@@ -7,19 +7,23 @@ nothing is loaded that an early start would wait for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
 from typing import NamedTuple
 
 from kinkd.app import config as configuration
+from kinkd.app import discovery, journal, recovery
 from kinkd.app.config import Config
 from kinkd.app.resources import StateInUse, lock_state, open_kernel
 from kinkd.errors import LocalError
 from kinkd.exchange import spd
+from kinkd.exchange.forms import Forms
+from kinkd.model import SpdEntry
 from kinkd.policy import cache, resolve, sources
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy
+from kinkd.policy.realm import RealmPolicy
 
 
 class Chosen(NamedTuple):
@@ -50,7 +54,7 @@ def guard(path: Path | str) -> str:
     try:
         chosen = choose(config)
         with open_kernel() as kernel:
-            spd.install(kernel, chosen.policy.entries, config.priorities)
+            spd.install(kernel, _entries(config, chosen.policy), config.priorities)
     finally:
         os.close(lock)
     policy = chosen.policy
@@ -60,15 +64,40 @@ def guard(path: Path | str) -> str:
     )
 
 
+def _entries(config: Config, policy: HostPolicy) -> tuple[SpdEntry, ...]:
+    """The entries as the daemon will have them.
+
+    What is only requested, and was never had, is in clear until somebody can ask for it. Where the
+    journal cannot be read, all of it was had; if it is damaged, the daemon is to find and say it.
+    """
+    path = config.state_directory / journal.NAME
+    forms = Forms()
+    if path.exists():
+        try:
+            with contextlib.closing(journal.Journal(path, mend=False)) as opened:
+                forms = recovery.read_forms(opened)
+        except LocalError:
+            return policy.entries
+    forms.clear.update(protection.slot for protection in policy.protections)
+    return forms.wanted(policy)
+
+
 def choose(config: Config) -> Chosen:
     """The policy file's policy, else the cached one.
 
     Raises:
         LocalError: neither can be used.
     """
+    last = cache.version_in_force(config.state_directory)
     try:
+        _refuse_directory(config)
         policy = sources.load_file(str(config.policy_file))
-        return Chosen(_resolve(config, policy), f"from {config.policy_file}")
+        if policy.version >= last:
+            return Chosen(_resolve(config, policy), f"from {config.policy_file}")
+        fault = LocalError(
+            f"{config.policy_file}: version {policy.version} is older than version {last}, the last"
+            " that was in force"
+        )
     except LocalError as error:
         fault = error
     try:
@@ -82,6 +111,11 @@ def choose(config: Config) -> Chosen:
     return Chosen(host, f"cached from {cached.source} ({fault})")
 
 
+def _refuse_directory(config: Config) -> None:
+    if config.directory is not None:
+        raise LocalError("the policy is in a directory, which is not asked so early")
+
+
 def _resolve(config: Config, policy: RealmPolicy, remembered: str | None = None) -> HostPolicy:
     """What ``policy`` means to this host, which is found as the daemon does, but for its resolver.
 
@@ -93,5 +127,5 @@ def _resolve(config: Config, policy: RealmPolicy, remembered: str | None = None)
             f"{config.policy_file} has no host of this machine's name ({socket.gethostname()}), "
             f'and at boot no resolver is asked; write name = "..." under [host] of {config.path}'
         )
-    options = resolve.Options(config.reqids, config.priorities, config.servers)
-    return resolve.resolve(policy, name, options)
+    servers = (*config.servers, *discovery.resolvers())
+    return resolve.resolve(policy, name, configuration.options(config, servers))

@@ -22,6 +22,9 @@ from kinkd.exchange.effects import ForgetDebt, Path, RecordBurial, RecordDebt
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.model import IpsecProtocol, Lifetime, Mode, PortMatch, Selector
 
+NAME = "journal.db"
+"""In the state directory."""
+
 _SCHEMA_VERSION = 2
 _READABLE_BY = "readable_by"  # the oldest schema version whose kinkd may use the file
 _ANSWERED_SECONDS = 600  # as exchange.core.MEMORY_SECONDS: until no authenticator is fresh
@@ -71,8 +74,9 @@ _NOT_ITS_FAULT = tuple(
     f"SQLITE_{name}"
     for name in ("AUTH", "BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
 )
-# Whose commands they were that are remembered by a host's name, and what hosts have deleted before
-# it came to be. Tables more do not change the version.
+# Whose commands they were that are remembered by a host's name, what hosts have deleted before it
+# came to be, and with whom there were SAs where they are only requested. Tables more do not change
+# the version.
 _LATER = """
 CREATE TABLE IF NOT EXISTS client (host TEXT PRIMARY KEY, principal TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS burial (
@@ -82,6 +86,7 @@ CREATE TABLE IF NOT EXISTS burial (
     buried INTEGER NOT NULL,
     PRIMARY KEY (host, protocol, spi)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS secured (host TEXT PRIMARY KEY, principal TEXT NOT NULL) STRICT;
 """
 _COLUMNS = (
     "local, remote, sas, mode, udp, selector, host, principal, reqid, suite, role, "
@@ -90,9 +95,12 @@ _COLUMNS = (
 
 
 class Journal:
-    """The journal of one daemon. Every method raises ``LocalError`` where it cannot be used."""
+    """The journal of one daemon. Every method raises ``LocalError`` where it cannot be used.
 
-    def __init__(self, path: FilePath) -> None:
+    ``mend``: where the file is damaged, put it aside and begin a new one, instead of refusing it.
+    """
+
+    def __init__(self, path: FilePath, *, mend: bool = True) -> None:
         self._path = path
         self.damage = ""  # in words, where the file was damaged and a new one begun
         try:
@@ -104,6 +112,9 @@ class Journal:
                 name = getattr(error, "sqlite_errorname", "")
                 if name.startswith(_NOT_ITS_FAULT):
                     raise
+                if not mend:
+                    self._db.close()
+                    raise LocalError(f"the journal {path} is damaged: {error}") from error
                 self._put_aside(error)
                 self._open()
         except (OSError, sqlite3.Error) as error:
@@ -131,6 +142,7 @@ class Journal:
             self.answered()
             self.clients()
             self.burials()
+            self.secured()
         except LocalError as error:
             raise error.__cause__ or error from None
 
@@ -238,6 +250,20 @@ class Journal:
             int(burial.protocol),
             burial.spi,
         )
+
+    def secure(self, host: str, principal: str) -> None:
+        """Remember that there were SAs with a host of which the policy only requests them."""
+        self._execute(
+            "INSERT OR REPLACE INTO secured (host, principal) VALUES (?, ?)", host, principal
+        )
+
+    def forget_secured(self, host: str) -> None:
+        """There were none, as far as the next life is concerned."""
+        self._execute("DELETE FROM secured WHERE host = ?", host)
+
+    def secured(self) -> dict[str, str]:
+        """The principals, by host, with which there were."""
+        return dict(self._execute("SELECT host, principal FROM secured").fetchall())
 
     def burials(self) -> list[RecordBurial]:
         """What peers have deleted lately that had not come to be."""

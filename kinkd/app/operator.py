@@ -8,9 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from kinkd.app import recovery, views
+from kinkd.app import explain, recovery, views
 from kinkd.app.control import Arguments, Handler
 from kinkd.app.logs import log
+from kinkd.app.recovery import LONGEST_SUSPENSION
+from kinkd.document import Document, Item
 from kinkd.errors import LocalError, PeerError
 from kinkd.exchange.endpoint import Changes, Endpoint
 from kinkd.exchange.pairs import SaPair
@@ -27,8 +29,8 @@ class Services:
     """What the operator needs of the daemon.
 
     ``now`` is the core's clock; ``carry_out`` does what the core wants done; ``deafen`` stops
-    listening to network and kernel; ``reload`` reads configuration and policy again; ``stop``
-    ends the daemon.
+    listening to network and kernel; ``reload`` reads configuration and policy again; ``policy``
+    says which is in force, ``audit`` what it would drop; ``stop`` ends the daemon.
     """
 
     endpoint: Endpoint
@@ -38,7 +40,9 @@ class Services:
     now: Callable[[], float]
     carry_out: Callable[[], None]
     deafen: Callable[[], None]
-    reload: Callable[[], Awaitable[Changes]]
+    reload: Callable[..., Awaitable[Changes]]
+    policy: Callable[..., dict[str, object]]
+    audit: Callable[[], dict[str, object]]
     stop: Callable[[], None]
 
 
@@ -59,6 +63,11 @@ class Operator:
             "initiate": self._initiate,
             "terminate": self._terminate,
             "reload": self._reload,
+            "policy": self._show_policy,
+            "audit": self._audit,
+            "forget": self._forget,
+            "break-glass": self._break_glass,
+            "explain": self._explain,
             "shutdown": self._shutdown,
         }
 
@@ -68,7 +77,14 @@ class Operator:
 
     async def _status(self, _: Arguments) -> dict[str, object]:
         found = views.status(self._endpoint, list(self._services.negotiations), self._started)
-        return {**found, "tasks": len(asyncio.all_tasks())}
+        policy = self._services.policy()
+        return {
+            **found,
+            "policy_source": policy["source"],
+            "policy_fault": policy["fault"],
+            "suspended_seconds": policy["suspended_seconds"],
+            "tasks": len(asyncio.all_tasks()),
+        }
 
     async def _sas(self, _: Arguments) -> dict[str, object]:
         return views.sas(self._endpoint, self._services.kernel)
@@ -81,6 +97,10 @@ class Operator:
         protections = self._policy.with_host(host.name)
         if not protections:
             raise LocalError(f"no rule of the policy protects traffic with {host.name}")
+        if not protections[0].initiates:
+            raise LocalError(
+                f"by the policy only {host.name} begins: no traffic from here to it is protected"
+            )
         results = await asyncio.gather(*map(self._create, protections))
         return {"peer": host.name, "pairs": results}
 
@@ -116,13 +136,52 @@ class Operator:
         await asyncio.gather(*(event.wait() for event in over))
         return count
 
-    async def _reload(self, _: Arguments) -> dict[str, object]:
-        changes = await self._services.reload()
+    async def _reload(self, arguments: Arguments) -> dict[str, object]:
+        changes = await self._services.reload(accept_older=arguments.get("accept_older") is True)
         return {
             "policy_version": self._policy.version,
             "entries_changed": changes.entries,
             "sas_deleted": changes.pairs,
         }
+
+    async def _show_policy(self, arguments: Arguments) -> dict[str, object]:
+        return self._services.policy(document=arguments.get("document") is True)
+
+    async def _audit(self, _: Arguments) -> dict[str, object]:
+        return self._services.audit()
+
+    async def _forget(self, arguments: Arguments) -> dict[str, object]:
+        host = self._host(arguments)
+        known = self._endpoint.forget(host, self._services.now())
+        self._services.carry_out()
+        return {"peer": host.name, "known": known}
+
+    async def _break_glass(self, arguments: Arguments) -> dict[str, object]:
+        text = arguments.get("time")
+        seconds = arguments.get("seconds") if text is None else _seconds(text)
+        if type(seconds) is not int or not 0 <= seconds <= LONGEST_SUSPENSION:  # true is no time
+            raise LocalError(f"name a time of up to {LONGEST_SUSPENSION // 3600} hours")
+        log(
+            logging.ERROR,
+            "break-glass" if seconds else "break-glass-ended",
+            seconds=seconds,
+            reason=str(arguments.get("reason", "")),
+        )
+        now = self._services.now()
+        try:
+            self._endpoint.suspend(time.time() + seconds if seconds else 0.0, now)
+        finally:  # what the kernel refuses is tried again, and is to be known to the next start
+            self._services.carry_out()
+        return {"suspended_seconds": seconds}
+
+    async def _explain(self, arguments: Arguments) -> dict[str, object]:
+        services = self._services
+        facts = explain.facts(
+            *(services.endpoint, services.kernel, services.ownership),
+            *(services.negotiations, arguments),
+        )
+        until = services.endpoint.forms.suspended_until
+        return {**facts, "suspended_seconds": max(0, int(until - time.time()))}
 
     async def _shutdown(self, arguments: Arguments) -> dict[str, object]:
         deleted = 0
@@ -147,6 +206,11 @@ class Operator:
             known = ", ".join(peer.name for peer in self._policy.peers)
             raise LocalError(f"{name!r} is no peer's name in the policy; there are {known}")
         return host
+
+
+def _seconds(text: object) -> int:
+    """A time in the words of people: ``"30m"``. Raises DocumentError."""
+    return Item(Document("break-glass", "", {}), (), text).duration(1, LONGEST_SUSPENSION)
 
 
 def _setter(event: asyncio.Event) -> Callable[[float], None]:

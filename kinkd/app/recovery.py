@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kinkd.app.journal import Journal
 from kinkd.exchange.effects import Path, RecordDebt
+from kinkd.exchange.forms import Forms
 from kinkd.exchange.pairs import SaPair, is_wanted
 from kinkd.exchange.timing import TRANSACTION_SECONDS
 from kinkd.kernel.port import Kernel, SaId
@@ -19,6 +20,10 @@ from kinkd.model import Ownership
 from kinkd.policy.match import HostPolicy
 
 _EPOCH, _XIDS, _XID_KEY = "epoch", "xids", "xid-key"
+_SUSPENDED = "suspended-until"
+
+LONGEST_SUSPENSION = 86400
+"""Seconds for which enforcement may be suspended at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,27 @@ def xid_key(journal: Journal) -> bytes:
 def reserve_xids(journal: Journal, below: int) -> None:
     """Make durable that XIDs below this bound may have been used."""
     journal.set_meta(_XIDS, below)
+
+
+def read_forms(journal: Journal) -> Forms:
+    """How strictly an earlier life came to enforce the policy."""
+    until = float(journal.meta(_SUSPENDED) or 0)
+    # More than that is left only by a clock that was set back: nobody meant to wait for it.
+    lasts = 0 < until - time.time() <= LONGEST_SUSPENSION
+    return Forms(journal.secured(), until if lasts else 0.0)
+
+
+def recover_forms(journal: Journal) -> Forms:
+    """The same; a suspension that is over by now is over for good, wherever a clock is set to."""
+    forms = read_forms(journal)
+    if not forms.suspended_until and journal.meta(_SUSPENDED):
+        record_suspension(journal, 0.0)
+    return forms
+
+
+def record_suspension(journal: Journal, until: float) -> None:
+    """Make durable until when nothing is enforced."""
+    journal.set_meta(_SUSPENDED, int(until))
 
 
 def remove_everything(kernel: Kernel, ownership: Ownership) -> None:

@@ -43,10 +43,14 @@ def prepare(config: Config, policy: HostPolicy, kernel: Kernel, journal: Journal
     suites = probe(kernel, policy)
     _set_larval_drop()
     ownership = Ownership(config.reqids, config.priorities)
-    spd.install(kernel, policy.entries, ownership.priorities)
+    forms = recovery.recover_forms(journal)
+    spd.install(kernel, forms.wanted(policy), ownership.priorities)
     recovered = recovery.recover(kernel, journal, ownership, policy)
     xid = partial(permuted, recovery.xid_key(journal), recovered.epoch)
-    start = Start(recovered.epoch, recovered.first_xid, xid, suites, ownership, secrets.token_bytes)
+    start = Start(
+        *(recovered.epoch, recovered.first_xid, xid, suites, ownership, secrets.token_bytes),
+        forms=forms,
+    )
     endpoint = Endpoint(policy, kernel, acceptor, start)
     now = time.monotonic()
     endpoint.set_posix(time.time() - now)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kinkd import __version__
 from kinkd.app import protocol
+from kinkd.cli import enforcement, explain, policy
 from kinkd.cli.tables import duration, octets, table
 from kinkd.errors import KinkdError
 
+_CONFIG = "/etc/kinkd/kinkd.toml"
 _PATIENCE = 10.0  # seconds for an answer from a daemon that has it at hand
 _EXCHANGE_PATIENCE = 40.0  # seconds for one that waits for a peer: a full retransmission cycle
 
@@ -20,12 +22,14 @@ Result = dict[str, object]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status: 0 done, 1 failed, 2 bad usage."""
+    """Run the command line; the exit status: 0 done, 1 failed, 2 bad usage.
+
+    ``policy diff`` has that of diff(1): 1, where something changes; 2 is of a document that is not
+    good, of ``policy check``, too.
+    """
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "decode":
-            return _decode(arguments)
-        return _ask(arguments)
+        return _RUN.get(arguments.command, _ask)(arguments)
     except KinkdError as error:
         print(f"kinkctl: {error}", file=sys.stderr)
         return 1
@@ -60,7 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     command("terminate", "delete all SAs with a peer").add_argument(
         "peer", help="name in the policy"
     )
-    command("reload", "read configuration and policy again; SAs that they still want stay")
+    command(
+        "reload", "read configuration and policy again; SAs that they still want stay"
+    ).add_argument(
+        "--accept-older",
+        action="store_true",
+        help="a policy of an earlier version than the one in force, too",
+    )
+    enforcement.add_forget(
+        command("forget", "have traffic with a host be merely requested to be protected again")
+    )
+    enforcement.add_break_glass(
+        command("break-glass", "enforce nothing on this host for a while; it is logged")
+    )
+    explain.add_arguments(command("explain", "why two hosts do, or do not, talk"), _CONFIG)
+    policy.add_commands(command("policy", "policy documents, and the one in force"), shared)
     command("shutdown", "stop the daemon; SAs and policies stay in the kernel").add_argument(
         "--delete", action="store_true", help="first delete all SAs with every peer, and policies"
     )
@@ -78,9 +96,38 @@ def _decode(arguments: argparse.Namespace) -> int:
         arguments.capture,
         arguments.keytab,
         show_keys=arguments.show_keys,
-        as_json=arguments.json or arguments.json_first,
+        as_json=_is_json(arguments),
         out=sys.stdout,
     )
+
+
+def _is_json(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.json or arguments.json_first)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    return explain.run(arguments, _asking(arguments), as_json=_is_json(arguments))
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    return enforcement.forget(arguments, _asking(arguments), as_json=_is_json(arguments))
+
+
+def _break_glass(arguments: argparse.Namespace) -> int:
+    return enforcement.break_glass(arguments, _asking(arguments), as_json=_is_json(arguments))
+
+
+def _policy(arguments: argparse.Namespace) -> int:
+    return policy.run(arguments, _asking(arguments), as_json=_is_json(arguments))
+
+
+def _asking(arguments: argparse.Namespace) -> Callable[[str, Result], Result]:
+    """What asks the daemon a command with arguments; it raises LocalError."""
+
+    def ask(command: str, details: Result) -> Result:
+        return protocol.ask(arguments.socket, command, _PATIENCE, **details)
+
+    return ask
 
 
 def _ask(arguments: argparse.Namespace) -> int:
@@ -90,9 +137,11 @@ def _ask(arguments: argparse.Namespace) -> int:
         details["peer"] = arguments.peer
     if command == "shutdown":
         details["delete"] = arguments.delete
+    if command == "reload" and arguments.accept_older:
+        details["accept_older"] = True
     patience = _EXCHANGE_PATIENCE if details or command == "reload" else _PATIENCE
     result = protocol.ask(arguments.socket, command, patience, **details)
-    if arguments.json or arguments.json_first:
+    if _is_json(arguments):
         print(json.dumps({"version": protocol.VERSION, **result}, indent=2))
     else:
         print(_SHOW[command](result))
@@ -108,11 +157,24 @@ def _rows(result: Result, name: str) -> list[Result]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
+def _warned(result: Result) -> list[str]:
+    """What is wrong, first of all."""
+    lines = []
+    if result.get("suspended_seconds"):
+        left = duration(result["suspended_seconds"])
+        lines.append(f"SUSPENDED    nothing is enforced for {left}; kinkctl break-glass --end")
+    if result.get("policy_fault"):
+        lines.append(f"POLICY       {result['policy_fault']}; what was in force before still is")
+    return lines
+
+
 def _show_status(result: Result) -> str:
     lines = [
+        *_warned(result),
         f"host         {result['host']} ({result['principal']})",
         f"up           {duration(result['uptime_seconds'])}, EPOCH {result['epoch']}",
-        f"policy       version {result['policy_version']}, {result['peers']} protected peers",
+        f"policy       version {result['policy_version']} of {result.get('policy_source', '?')},"
+        f" {result['peers']} protected peers",
         f"SA pairs     {result['sas']}, {result['negotiating']} commands under way",
     ]
     counters = result.get("counters")
@@ -225,6 +287,14 @@ _SHOW: dict[str, Callable[[Result], str]] = {
     "terminate": _show_terminate,
     "reload": _show_reload,
     "shutdown": _show_shutdown,
+}
+
+_RUN: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "decode": _decode,
+    "explain": _explain,
+    "policy": _policy,
+    "forget": _forget,
+    "break-glass": _break_glass,
 }
 
 

@@ -155,6 +155,10 @@ class Acquires:
             self._rest(path, slot, asked, outcome, now)
         self._serve(now)
 
+    def is_asking(self, slot: Slot) -> bool:
+        """Whether a CREATE that traffic waits for is under way."""
+        return slot in self._asked
+
     def heard(self, peer: Peer, now: float) -> None:
         """A verified message of a peer came: who was silent may be asked again."""
         for address in peer.host.addresses:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kinkd.errors import KernelError, PeerError
-from kinkd.exchange.effects import Command, Level, Path, Report, ReserveXids, Send
-from kinkd.exchange.pairs import CommandId, PairTable
+from kinkd.exchange import spd
+from kinkd.exchange.effects import Command, Level, Path, RecordPair, Report, ReserveXids, Send
+from kinkd.exchange.forms import Forms
+from kinkd.exchange.pairs import CommandId, PairTable, SaPair
 from kinkd.exchange.timing import RoundTrip, Timers, TokenBucket
 from kinkd.kerberos.port import Acceptor, Ticket
 from kinkd.kernel.port import Kernel, SaId
@@ -161,6 +163,7 @@ class Start:
         suites: per address family (4, 6), the names of the suites this kernel has.
         ownership: which reqids and priorities of the kernel are ours.
         random: a source of cryptographic randomness, octets by length.
+        forms: in which form SPD entries are in the kernel.
     """
 
     epoch: int
@@ -169,6 +172,7 @@ class Start:
     suites: Mapping[int, frozenset[str]]
     ownership: Ownership
     random: Callable[[int], bytes]
+    forms: Forms = field(default_factory=Forms)
 
 
 class Core:
@@ -178,6 +182,7 @@ class Core:
         self, policy: HostPolicy, kernel: Kernel, acceptor: Acceptor, start: Start
     ) -> None:
         self.policy = policy
+        self.installed = policy  # whose entries the kernel has: a moment before it is ``policy``
         self.kernel = kernel
         self.acceptor = acceptor
         self.epoch = start.epoch
@@ -190,6 +195,10 @@ class Core:
         self.ownership = start.ownership
         self.in_the_way: frozenset[SpdKey] = frozenset()  # entries of others
         self.hearers: list[Callable[[Peer, float], None]] = []
+        self.made: list[Callable[[SaPair, float], None]] = []  # who is told of every pair
+        self.lost: list[Callable[[SaPair, float], None]] = []  # and of its end
+        self.forms = start.forms
+        self.forms.keyed = lambda slot: bool(self.pairs.in_slot(slot))
         self._suites = start.suites
         self._xid = self._xids_reserved = start.first_xid
         self._xid_of = start.xid
@@ -240,6 +249,48 @@ class Core:
         """The kernel did not do what must be possible: said and counted, and we live on."""
         self.counters["kernel-error"] += 1
         self.report(Level.ERROR, "kernel-refused", reason=str(error))
+
+    def keep(self, pair: SaPair, now: float) -> None:
+        """A pair is whole: it is ours from now on, and a later life's."""
+        self.pairs.add(pair)
+        self.emit(RecordPair(pair))
+        for told in self.made:
+            told(pair, now)
+
+    def give_up(self, pair: SaPair, now: float) -> bool:
+        """A pair is ours no more; False: it was not before."""
+        if not self.pairs.discard(pair):
+            return False
+        for told in self.lost:
+            told(pair, now)
+        return True
+
+    def install_policy(self, policy: HostPolicy) -> int:
+        """Have the kernel's SPD entries be those of a policy; how many changes that took.
+
+        Raises:
+            LocalError: an entry of other software is in the way; nothing was changed.
+            KernelError: the kernel refused a change.
+        """
+        wanted, ours = self.forms.wanted(policy), self.ownership.priorities
+        if self.in_the_way:  # not all that we want is there
+            changes = spd.install(self.kernel, wanted, ours)
+        else:
+            changes = spd.change(self.kernel, self.forms.wanted(self.policy), wanted, ours)
+        self.installed = policy
+        return changes
+
+    def restore_policy(self) -> spd.Plan:
+        """Have the entries be the present policy's again, around what others have put in the way.
+
+        Raises:
+            KernelError: the kernel refused a change.
+        """
+        wanted = self.forms.wanted(self.policy)
+        found = spd.plan(self.kernel.policies(), wanted, self.ownership.priorities)
+        self.in_the_way = frozenset(entry.key for entry in found.in_the_way)
+        spd.carry_out(self.kernel, found)
+        return found
 
     def remove_sa(self, sa: SaId) -> None:
         """Remove an SA of ours from the kernel, if it is there."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kinkd.errors import KernelError, LocalError, PeerError
 from kinkd.exchange import identities, installing, quickmode
 from kinkd.exchange.core import Core
-from kinkd.exchange.effects import Level, RecordPair
+from kinkd.exchange.effects import Level
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
 from kinkd.exchange.machine import Exchange
@@ -167,8 +167,7 @@ class Creating:
         self._made = pair
         self._completed, self._awaits_ack = now, reply.ack_request
         self._asked = (now, now)
-        core.pairs.add(pair)
-        core.emit(RecordPair(pair))
+        core.keep(pair, now)
         self._report(exchange, pair, now)
         self.ended(self, pair, now)
 

@@ -94,6 +94,29 @@ class RecordBurial:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordSecured:
+    """Make durable that there were SAs with a host whose traffic the policy merely requests them
+    for: it is required from now on. ``principal`` is who the host was."""
+
+    host: str
+    principal: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetSecured:
+    """A host's traffic is merely requested to be protected again."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSuspension:
+    """Make durable until when nothing is enforced, POSIX seconds; 0: it is."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReserveXids:
     """Make durable that XIDs below this bound may have been used under the present EPOCH."""
 
@@ -127,6 +150,9 @@ Command = (
     | RecordDebt
     | ForgetDebt
     | RecordBurial
+    | RecordSecured
+    | ForgetSecured
+    | RecordSuspension
     | ReserveXids
     | Report
 )

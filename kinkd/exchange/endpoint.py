@@ -18,6 +18,8 @@ from kinkd.exchange.core import Core, Peer, Start
 from kinkd.exchange.creating import GAVE_WAY, Creating, Variant
 from kinkd.exchange.crossing import Crossings
 from kinkd.exchange.effects import Command, Level, Path, RecordBurial, RecordDebt
+from kinkd.exchange.enforcing import Enforcing
+from kinkd.exchange.forms import Forms
 from kinkd.exchange.granting import Granting
 from kinkd.exchange.lifecycle import Lifecycle, Probing, by_path
 from kinkd.exchange.machine import Exchange, Initiator
@@ -71,10 +73,13 @@ class Endpoint:
         granting = Granting(self._core, self._lifecycle, self._crossings, self._established)
         self._responder = Responder(self._core, self._lifecycle, granting)
         self._giving = self._responder.giving
+        self._enforcing = Enforcing(
+            self._core, lambda protection, now: self._create(protection, now, "relaxed")
+        )
         self._rekeying = Rekeying(self._core, self._create)
         self._acquires = Acquires(
             self._core,
-            create=lambda protection, now: self._create(protection, now, "acquire"),
+            create=self._acquire,
             cancel=self._give_way,
             is_fetching=self._initiator.tickets.is_fetching,
             half_open=self._responder.half_open.awaits,
@@ -149,6 +154,7 @@ class Endpoint:
         adopted = [self._aged(pair, now) for pair in pairs]
         for pair in adopted:
             self._core.pairs.add(pair)
+            self._enforcing.made(pair, now)
         for slot in {pair.slot for pair in adopted}:
             self._crossings.adopted(self._core.pairs.in_slot(slot), now)
         self._suspicion.watch(now)
@@ -234,6 +240,7 @@ class Endpoint:
         """The kernel wants an SA, or one came to its end."""
         match event:
             case Acquire():
+                self._enforcing.acquired(event, now)
                 self._acquires.asked(event, now)
             case Expire(hard=True):
                 self._lifecycle.expired(event.id, now)
@@ -252,6 +259,7 @@ class Endpoint:
 
         What the kernel has is looked at; a TGT is at hand where the policy gives it to peers.
         """
+        self._enforcing.start(now)
         self._giving.start(now)
         self._reconciler.start(now)
 
@@ -330,10 +338,10 @@ class Endpoint:
         if core.closing:
             raise LocalError("this daemon is leaving")
         try:
-            entries = spd.install(core.kernel, policy.entries, core.ownership.priorities)
+            entries = core.install_policy(policy)
         except KernelError:
-            ours, there = core.ownership.priorities, core.kernel.policies()
-            spd.carry_out(core.kernel, spd.plan(there, before.entries, ours))
+            wanted, there = core.forms.wanted(before), core.kernel.policies()
+            spd.carry_out(core.kernel, spd.plan(there, wanted, core.ownership.priorities))
             raise
         unwanted = [pair for pair in core.pairs if not is_wanted(pair, policy)]
         weaker = [pair for pair in core.pairs if _is_weaker(pair, before, policy)]
@@ -358,7 +366,34 @@ class Endpoint:
             self._rekeying.renew_in_turn(pair, "policy", now)
         self._giving.start(now)
         self._acquires.wake(now)
+        self._enforcing.follow(now)
         return Changes(entries, len(unwanted))
+
+    def forget(self, host: Host, now: float) -> bool:
+        """Have a host be as if there had never been SAs with it: see ``request``.
+
+        Those that there are end. False: there were none that mattered.
+        """
+        self._lifecycle.end(self._core.pairs.of_host(host.name), now)
+        was_secured = self._enforcing.forget(host)
+        for protection in self._core.policy.with_host(host.name):
+            if self._acquires.is_asking(protection.slot):  # begun when it was still required
+                self._enforcing.asked(protection, now)
+        self._acquires.wake(now)  # what the kernel holds for it is asked for anew, and let go
+        return was_secured
+
+    def suspend(self, until: float, now: float) -> None:
+        """Enforce nothing until an instant, POSIX seconds; one that is past ends a suspension.
+
+        Raises:
+            KernelError: the kernel refused an entry.
+        """
+        self._enforcing.suspend(until, now)
+
+    @property
+    def forms(self) -> Forms:
+        """How strictly the policy is enforced; read only."""
+        return self._core.forms
 
     def addresses_up(self, addresses: Iterable[IPAddress], now: float) -> None:
         """These addresses of ours are there, again: what waits on them need not wait longer."""
@@ -375,6 +410,10 @@ class Endpoint:
                 self._initiator.cancel(attempt.exchange, "this daemon is leaving", now)
 
     # How it is done.
+
+    def _acquire(self, protection: Protection, now: float) -> None:
+        self._enforcing.asked(protection, now)
+        self._create(protection, now, "acquire")
 
     def _create(
         self,
@@ -433,6 +472,8 @@ class Endpoint:
         self._reconciler.ended(protection.slot, replaced, now)
         self._rekeying.ended(protection.slot, made=pair is not None, now=now)
         self._acquires.ended(protection.slot, outcome, now)
+        if pair is None:
+            self._enforcing.failed(protection.slot, now)
         self._crossings.created(protection.slot, pair if creating.superseded is None else None, now)
         if pair is not None and creating.superseded is None:
             # Make before break: what is in flight on the old pair still arrives (RFC 4430 §3.6).

@@ -12,7 +12,7 @@ from kinkd.errors import KernelError, PeerError
 from kinkd.exchange import installing, quickmode
 from kinkd.exchange.core import PAIRS_PER_HOST, Answer, Core, Peer
 from kinkd.exchange.crossing import Crossings
-from kinkd.exchange.effects import Level, Path, RecordPair
+from kinkd.exchange.effects import Level, Path
 from kinkd.exchange.halfopen import Established, Half, HalfOpen, HalfOpens, install_outbound, undone
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.lifecycle import Lifecycle
@@ -256,8 +256,7 @@ class Granting:
 
     def _established(self, pair: SaPair, now: float) -> None:
         core = self._core
-        core.pairs.add(pair)
-        core.emit(RecordPair(pair))
+        core.keep(pair, now)
         core.counters["create.answered"] += 1
         core.report(Level.INFO, "sa-established", **pair.words())
         self._crossings.established(pair, now)

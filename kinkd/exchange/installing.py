@@ -89,7 +89,8 @@ class Agreement:
         """From now on the kernel sends on these, first of all what it holds back."""
         # The entries may have other priorities than when this began.
         current = core.policy.acquired(*self.protection.slot) or self.protection
-        entries = [entry for entry in current.outbound_entries if entry.key not in core.in_the_way]
+        forms = core.forms.outbound(current)
+        entries = [entry for entry in forms if entry.key not in core.in_the_way]
         made = self._sas(sas, self.selector, limits)
         _hand_over(made, lambda whole: core.kernel.install_outbound(whole, entries))
 

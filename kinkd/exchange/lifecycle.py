@@ -49,7 +49,7 @@ class Lifecycle:
     def _give_up(self, pair: SaPair, now: float) -> bool:
         """Stop sending on a pair, and see that the CREATE that made it makes it no second time."""
         core = self._core
-        if not core.pairs.discard(pair):
+        if not core.give_up(pair, now):
             return False
         for sa in pair.outbound:
             core.remove_sa(sa)

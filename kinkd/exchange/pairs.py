@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -148,6 +149,8 @@ class PairTable:
         self._creates: dict[tuple[str, CommandId], list[SaPair]] = {}
         self._slots: dict[Slot, list[SaPair]] = {}
         self._hosts: dict[str, list[SaPair]] = {}
+        self._ends: Counter[tuple[IPAddress, IPAddress]] = Counter()  # of transport mode
+        self._tunnels: dict[SaName, SaPair] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._hosts.values()))
@@ -171,6 +174,10 @@ class PairTable:
             self._creates.setdefault((pair.host, pair.command), []).append(pair)
         self._slots.setdefault(pair.slot, []).append(pair)
         self._hosts.setdefault(pair.host, []).append(pair)
+        if pair.mode is Mode.TRANSPORT:
+            self._ends[pair.local, pair.remote] += 1
+        else:
+            self._tunnels[pair.inbound[0].name] = pair
 
     def discard(self, pair: SaPair) -> bool:
         """Give a pair up; False where it was gone already."""
@@ -184,6 +191,12 @@ class PairTable:
             _remove(self._creates, (pair.host, pair.command), pair)
         _remove(self._slots, pair.slot, pair)
         _remove(self._hosts, pair.host, pair)
+        self._tunnels.pop(pair.inbound[0].name, None)
+        if pair.mode is Mode.TRANSPORT:
+            ends = (pair.local, pair.remote)
+            self._ends[ends] -= 1
+            if not self._ends[ends]:
+                del self._ends[ends]
         return True
 
     def holds(self, pair: SaPair) -> bool:
@@ -205,6 +218,13 @@ class PairTable:
     def in_slot(self, slot: Slot) -> list[SaPair]:
         """All pairs that are for the same, the oldest first."""
         return list(self._slots.get(slot, ()))
+
+    def protects(self, local: IPAddress, remote: IPAddress) -> bool:
+        """Whether there are SAs for traffic between an address here and one there."""
+        return self._ends[local, remote] > 0 or any(
+            local in pair.selector.source and remote in pair.selector.destination
+            for pair in self._tunnels.values()
+        )
 
     def is_latest(self, pair: SaPair) -> bool:
         """Whether a pair lives, and none that came later is for all of its traffic."""

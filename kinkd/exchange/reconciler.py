@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kinkd.errors import KernelError
-from kinkd.exchange import spd
 from kinkd.exchange.acquires import Acquires
 from kinkd.exchange.core import Core
 from kinkd.exchange.effects import Level
@@ -128,12 +127,10 @@ class Reconciler:
 
     def _check_policies(self) -> None:
         core = self._core
-        found = spd.plan(core.kernel.policies(), core.policy.entries, core.ownership.priorities)
+        found = core.restore_policy()
         if found.fault and found.fault != self._in_the_way:  # said once
             core.report(Level.ERROR, "policy-in-the-way", reason=found.fault)
         self._in_the_way = found.fault
-        core.in_the_way = frozenset(entry.key for entry in found.in_the_way)
-        spd.carry_out(core.kernel, found)
         if changes := len(found.steps):
             core.counters["reconcile.policies"] += changes
             core.report(Level.WARNING, "policies-restored", changes=changes)

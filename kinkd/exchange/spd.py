@@ -13,12 +13,15 @@ which it would pass in clear:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from kinkd.errors import LocalError
 from kinkd.kernel.port import Kernel
 from kinkd.model import SpdEntry, SpdKey
+
+LOOKED_AT = 256
+"""Entries that are looked at one by one, and not all together with those that stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,13 @@ class Plan:
     """What leads from one set of entries to another.
 
     ``steps`` stand in their order; none where all is as it should be. ``in_the_way`` are entries of
-    someone else that have a selector which is wanted: they are not replaced.
+    someone else that have a selector which is wanted: they are not replaced. ``before`` holds
+    what was ours where something changes, by key.
     """
 
     steps: tuple[Step, ...]
     in_the_way: tuple[SpdEntry, ...]
+    before: Mapping[SpdKey, SpdEntry] = field(default_factory=dict)
 
     @property
     def fault(self) -> str:
@@ -52,10 +57,16 @@ class Plan:
 
 def plan(present: Iterable[SpdEntry], wanted: Iterable[SpdEntry], ours: range) -> Plan:
     """The changes; of ``present`` those with a priority in ``ours`` are ours."""
-    new = {entry.key: entry for entry in wanted}
+    present, wanted = list(present), list(wanted)
+    # Entries take long to hash and to compare, and most of them may be the same objects.
+    same = {id(entry) for entry in present if entry.priority in ours}
+    same.intersection_update(map(id, wanted))
+    new = {entry.key: entry for entry in wanted if id(entry) not in same}
     old: dict[SpdKey, SpdEntry] = {}
     foreign: list[SpdEntry] = []
     for entry in present:
+        if id(entry) in same:
+            continue
         if entry.priority in ours:
             old[entry.key] = entry
         elif new.pop(entry.key, None) is not None:
@@ -67,7 +78,7 @@ def plan(present: Iterable[SpdEntry], wanted: Iterable[SpdEntry], ours: range) -
         *(Step(old[key], remove=True) for key in gone),
     ]
     steps.sort(key=lambda step: _phase(step, old.get(step.entry.key)))
-    return Plan(tuple(steps), tuple(foreign))
+    return Plan(tuple(steps), tuple(foreign), old)
 
 
 def install(kernel: Kernel, wanted: Iterable[SpdEntry], ours: range) -> int:
@@ -77,7 +88,32 @@ def install(kernel: Kernel, wanted: Iterable[SpdEntry], ours: range) -> int:
         LocalError: something of someone else is in the way; nothing was changed.
         KernelError: the kernel refused a change.
     """
-    found = plan(kernel.policies(), wanted, ours)
+    return _carried_out(kernel, plan(kernel.policies(), wanted, ours))
+
+
+def change(
+    kernel: Kernel, known: Iterable[SpdEntry], wanted: Iterable[SpdEntry], ours: range
+) -> int:
+    """The same where it is ``known`` what we last had there: the kernel is asked for less.
+
+    Of a few changes each is looked at by itself: where the kernel has something else there than
+    is known, all of its entries are read. What is to stay as it is, is not looked at.
+
+    Raises:
+        LocalError: something of someone else is in the way; nothing was changed.
+        KernelError: the kernel refused a change.
+    """
+    known, wanted = list(known), list(wanted)
+    found = plan(known, wanted, ours)
+    keys = {step.entry.key for step in found.steps}
+    if len(keys) > LOOKED_AT:
+        return install(kernel, wanted, ours)
+    if any(kernel.policy(*key) != found.before.get(key) for key in keys):
+        return install(kernel, wanted, ours)
+    return _carried_out(kernel, found)
+
+
+def _carried_out(kernel: Kernel, found: Plan) -> int:
     if found.in_the_way:
         raise LocalError(found.fault)
     carry_out(kernel, found)

@@ -1,7 +1,8 @@
 """The few calls of libkrb5 that GSSAPI lacks, by cffi's ABI mode (MIT krb5 1.20 and later).
 
-Four things only: credentials caches in memory, how a host's own credentials get there, and what is
-in them; a keytab in memory; the decryption of a ticket with it; user-to-user tickets. Everything
+Five things only: credentials caches in memory, how a host's own credentials get there, and what is
+in them; a keytab in memory; the decryption of a ticket with it; user-to-user tickets; where
+krb5.conf says that KDCs are. Everything
 is a value once it leaves this module; handles stay inside. MIT's MEMORY caches and keytabs are the
 process's own and locked: names and handles may cross threads, contexts may not, so each thread has
 one.
@@ -111,6 +112,12 @@ _ffi.cdef(
     krb5_error_code krb5_decode_ticket(const krb5_data *, krb5_ticket **);
     krb5_error_code krb5_server_decrypt_ticket_keytab(krb5_context, krb5_keytab, krb5_ticket *);
     void krb5_free_ticket(krb5_context, krb5_ticket *);
+
+    typedef struct _profile_t *profile_t;
+    krb5_error_code krb5_get_profile(krb5_context, profile_t *);
+    long profile_get_values(profile_t, const char *const *, char ***);
+    void profile_free_list(char **);
+    void profile_release(profile_t);
     """
 )
 
@@ -226,6 +233,30 @@ def _secret(block: CData) -> Secret:
 def _times(times: CData) -> tuple[int, int]:
     # krb5_timestamp is unsigned where it counts: good until 2106. A missing starttime is authtime.
     return (times.starttime or times.authtime) & 0xFFFFFFFF, times.endtime & 0xFFFFFFFF
+
+
+def configured_kdcs(realm: str) -> list[str]:
+    """What krb5.conf calls the KDCs of a realm and their password servers: ``HOST``, ``HOST:PORT``.
+
+    Raises:
+        Krb5Error, LocalError: there is no krb5.conf that can be read.
+    """
+    lib, profile, found = _lib(), _ffi.new("profile_t *"), list[str]()
+    _check(lib.krb5_get_profile(_context(), profile))
+    try:
+        for relation in ("kdc", "primary_kdc", "master_kdc", "admin_server", "kpasswd_server"):
+            path = [_ffi.new("char[]", each.encode()) for each in ("realms", realm, relation)]
+            names, values = _ffi.new("const char *[]", [*path, _ffi.NULL]), _ffi.new("char ***")
+            if lib.profile_get_values(profile[0], names, values):
+                continue  # it is not there
+            index = 0
+            while values[0][index] != _ffi.NULL:
+                found.append(_ffi.string(values[0][index]).decode("utf-8", "replace"))
+                index += 1
+            lib.profile_free_list(values[0])
+    finally:
+        lib.profile_release(profile[0])
+    return found
 
 
 class MemoryCcache:

@@ -230,6 +230,11 @@ class MemoryKernel:
         self._queues.pop((direction, selector), None)
         return self._policies.pop((direction, selector), None) is not None
 
+    def policy(self, direction: Direction, selector: Selector) -> SpdEntry | None:
+        """See ``port.Kernel``."""
+        held = self._policies.get((direction, selector))
+        return None if held is None else held[1]
+
     def policies(self) -> list[SpdEntry]:
         """See ``port.Kernel``."""
         return [entry for _, entry in self._policies.values()]

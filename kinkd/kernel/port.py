@@ -188,5 +188,8 @@ class Kernel(Protocol):
     def remove_policy(self, direction: Direction, selector: Selector) -> bool:
         """Remove an SPD entry; False: there was none."""
 
+    def policy(self, direction: Direction, selector: Selector) -> SpdEntry | None:
+        """One SPD entry, or None."""
+
     def policies(self) -> list[SpdEntry]:
         """All SPD entries of the namespace but the ones bound to a socket."""

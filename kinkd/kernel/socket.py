@@ -262,6 +262,18 @@ class XfrmSocket:
         name = f"DELPOLICY {direction.name.lower()} policy {pair}"
         return self._succeeds(message, lambda: name, absent=errno.ENOENT)
 
+    def policy(self, direction: Direction, selector: Selector) -> SpdEntry | None:
+        """See ``port.Kernel``; as ``policies`` has it."""
+        message = xfrm.get_policy(direction, selector, self._next())
+        pair = f"{selector.source} to {selector.destination}"
+        name = f"GETPOLICY {direction.name.lower()} policy {pair}"
+        try:
+            return self._one(message, lambda: name, answers.read_policy)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
     def policies(self) -> list[SpdEntry]:
         """See ``port.Kernel``; not those of a mark or interface that kinkd cannot name."""
         request = xfrm.dump_policies(self._next())

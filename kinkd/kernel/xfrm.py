@@ -20,7 +20,6 @@ from kinkd.kernel.layouts import (
     ESP_IN_UDP,
     INFINITE,
     MAX_TEMPLATES,
-    NOTHING,
     POLICY,
     POLICY_ID,
     POLICY_ID_TAIL,
@@ -82,7 +81,7 @@ _TABLE: dict[Type, tuple[struct.Struct, frozenset[Attribute]]] = {
     Type.ALLOCSPI: (USERSPI, _NONE),
     Type.UPDPOLICY: (POLICY, frozenset({Attribute.TMPL})),
     Type.DELPOLICY: (POLICY_ID, _NONE),
-    Type.GETPOLICY: (NOTHING, _NONE),
+    Type.GETPOLICY: (POLICY_ID, _NONE),
 }
 Attributes = Sequence[tuple[Attribute, Sequence[Octets]]]
 
@@ -241,6 +240,12 @@ def delete_policy(direction: Direction, selector: Selector, sequence: int) -> by
     """DELPOLICY, by selector and direction."""
     body = _selector(selector) + POLICY_ID_TAIL.pack(0, direction)
     return request(Type.DELPOLICY, Flag.ACK, sequence, body)
+
+
+def get_policy(direction: Direction, selector: Selector, sequence: int) -> bytearray:
+    """GETPOLICY, by selector and direction."""
+    body = _selector(selector) + POLICY_ID_TAIL.pack(0, direction)
+    return request(Type.GETPOLICY, 0, sequence, body)
 
 
 def dump_policies(sequence: int) -> bytearray:

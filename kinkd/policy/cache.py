@@ -16,7 +16,8 @@ from typing import Final
 
 from kinkd.document import MAXIMUM_OCTETS, Document, show
 from kinkd.errors import DocumentError, LocalError
-from kinkd.policy import model, sources
+from kinkd.policy import reader, sources
+from kinkd.policy.realm import RealmPolicy
 
 VERSION: Final = 1
 _NAME: Final = "policy-cache.json"
@@ -29,21 +30,22 @@ class CachedPolicy:
     """A policy as it was in force.
 
     ``host`` is the name in it of the host it was resolved for, ``source`` what it was read from,
-    in words.
+    in words, ``version`` the document's; 0: written by a kinkd that did not say.
     """
 
     host: str
     source: str
     document: str
+    version: int = 0
 
-    def policy(self, directory: Path) -> model.RealmPolicy:
+    def policy(self, directory: Path) -> RealmPolicy:
         """Read the document. Faults are placed in the cache of the state ``directory``.
 
         Raises:
             DocumentError: this version of kinkd does not understand it.
         """
         name = f"{directory / _NAME}: document"
-        return model.read(Document.parse(name, self.document.encode()))
+        return reader.read(Document.parse(name, self.document.encode()))
 
 
 def store(directory: Path, policy: CachedPolicy) -> None:
@@ -59,6 +61,7 @@ def store(directory: Path, policy: CachedPolicy) -> None:
         "host": policy.host,
         "source": policy.source,
         "document": policy.document,
+        "policy_version": policy.version,
     }
     path = directory / _NAME
     fresh = directory / f"{_NAME}.new"
@@ -91,7 +94,19 @@ def load(directory: Path) -> CachedPolicy:
         raise DocumentError(
             path, None, f"of version {show(version)}, this kinkd reads version {VERSION}"
         )
-    return CachedPolicy(*(_text(path, entry, key) for key in ("host", "source", "document")))
+    number = entry.get("policy_version", 0)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise DocumentError(path, None, 'damaged: no number under "policy_version"')
+    host, source, document = (_text(path, entry, key) for key in ("host", "source", "document"))
+    return CachedPolicy(host, source, document, number)
+
+
+def version_in_force(directory: Path) -> int:
+    """The version of the cached policy; 0: there is none that tells."""
+    try:
+        return load(directory).version
+    except DocumentError:
+        return 0
 
 
 def _text(path: str, entry: dict[str, object], key: str) -> str:

@@ -1,97 +1,101 @@
 """From the realm's document to what one host has to install.
 
-Priorities of the SPD: a smaller number wins. Ours fill one band, 1,000,000 to 1,999,999 unless
-configured otherwise: a priority of seven digits that begins with 1 is kinkd's. The first 10,000
-are for the exemptions, no number is used twice. The others are for the traffic between this host
-(its addresses, and in tunnel mode the networks behind it) and each other one, the most specific
-first: first the longer prefix at this end, then the longer one at the other, then the order of the
-rules. So address pairs come first, and since a tunnel covers every prefix of one host with every
-prefix of the other, the first entry that matches a packet is the one of the hosts to which its two
-addresses belong by the longest prefix.
+**Which entry decides.** Of the prefixes at both ends the longest say whose an address is, and among
+the rules for two parties the first that matches a packet decides. So entries are asked in this
+order: first the longer prefix at this end, then the longer one at the other, then the order of the
+rules. A prefix that says what a broader one around it says has no entries, and two halves of a
+prefix that say the same are one: see ``prefixes``. Traffic that is clear has entries only where
+something broader, or something later, would take it.
 
-A ``clear`` rule between two hosts needs entries only where something broader would take their
-traffic: a tunnel. There the prefixes of the document that lie inside a tunnel's but belong to
-someone else get entries of their own that let pass in clear:
+**Priorities.** A smaller number wins. Ours fill one band, 1,000,000 to 1,999,999 unless configured
+otherwise: a priority of seven digits that begins with 1 is kinkd's. The first 10,000 are for the
+exemptions. The others are shared out to the pairs of prefix lengths that there are; within such a
+share numbers count the rules' terms. Two entries of one number never match one packet: so a host
+more changes none of the others' entries.
 
-- at the far end, those of hosts whose traffic with this one is clear, and this host's own: a tunnel
-  to 0.0.0.0/0 carries all but the traffic among this host's addresses and the networks behind it;
-- at this end, those of other hosts inside our networks, to anywhere: whom the document names speaks
-  for himself, and ESP of his own must not be taken for traffic of ours.
-
-What the document does not name goes into the tunnel, a neighbor on the same link as well.
+**At this end**, prefixes of others inside our networks get entries that let pass in clear, to
+anywhere: whom the document names speaks for himself, and ESP of his own must not be taken for
+traffic of ours. What the document does not name goes into the tunnel, a neighbor on the same link
+as well.
 
 Loopback: no host may have such an address in the document. The kernel asks no IPv4 policy on it;
-IPv6 is asked for, there ::1 and a host's own addresses are among the exceptions from a tunnel.
+IPv6 is asked for: there ::1 and a host's own addresses are among what is always clear.
 """
 
 from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from ipaddress import ip_network
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from kinkd.errors import LocalError
 from kinkd.model import (
-    Direction,
     Host,
     IPAddress,
     IPNetwork,
     Mode,
-    PortMatch,
-    Profile,
     Protection,
     Selector,
     SpdEntry,
-    Template,
+    lone,
 )
+from kinkd.policy.entries import (
+    Made,
+    Makers,
+    Makings,
+    Written,
+    breadth,
+    transport_name,
+    tunnel_ends,
+    tunnel_name,
+)
+from kinkd.policy.exemptions import EXEMPTION_COUNT, Exempt, exemptions
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy, Rule, protocol_words
+from kinkd.policy.prefixes import lone_number, lone_place, number, place
+from kinkd.policy.profiles import protocol_words
+from kinkd.policy.realm import RealmPolicy
+from kinkd.policy.tables import ANYWHERE, Known, Ruling, Sayings, Table, View, free_bits
 
 REQID_BASE: Final = 0x4B00_0000  # "K"; far above what others count up from 1
 REQID_COUNT: Final = 0x1_0000
 PRIORITY_BASE: Final = 1_000_000
 PRIORITY_COUNT: Final = 1_000_000
-EXEMPTION_COUNT: Final = 10_000  # the part of the band that exemptions take, at its beginning
-
-KINK_PORT: Final = 910  # RFC 4430 §4
-UDP: Final = 17
-TCP: Final = 6
-ICMPV6: Final = 58
-NEIGHBOR_SOLICITATION: Final = 135  # RFC 4861 §4.3
-NEIGHBOR_ADVERTISEMENT: Final = 136  # RFC 4861 §4.4
-
-_ANY_V4: Final = ip_network("0.0.0.0/0")
-_ANY_V6: Final = ip_network("::/0")
-_Place = TypeVar("_Place", IPAddress, IPNetwork)
-_ANY: Final = {4: _ANY_V4, 6: _ANY_V6}
-_LOOPBACK: Final = ip_network("::1/128")
-
-# What may be reached in clear at a configured server: (protocol, port).
-SERVICES: Final = {
-    "kdc": ((TCP, 88), (UDP, 88), (TCP, 464), (UDP, 464)),
-    "dns": ((UDP, 53), (TCP, 53)),
-    "ntp": ((UDP, 123),),
-    "directory": ((TCP, 389), (TCP, 636)),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What this host's configuration adds to the realm's document.
 
-    ``servers`` holds (service, address), the service one of ``SERVICES``.
+    ``servers`` holds (service, address), the service one of ``exemptions.SERVICES``.
+    ``client_ports``: from which this host's programs ask (net.ipv4.ip_local_port_range).
     """
 
     reqids: range = range(REQID_BASE, REQID_BASE + REQID_COUNT)
     priorities: range = range(PRIORITY_BASE, PRIORITY_BASE + PRIORITY_COUNT)
     servers: tuple[tuple[str, IPAddress], ...] = ()
+    client_ports: range = range(32768, 61000)
 
 
-def resolve(policy: RealmPolicy, name: str, options: Options) -> HostPolicy:
+@dataclass(slots=True)
+class Memory:
+    """What one host was told by the last policy: most of the next will be the same."""
+
+    me: Host | None = None
+    known: Known = field(default_factory=Known)
+    demands: dict[str, _Wanted] = field(default_factory=dict)
+    makings: Makings = field(default_factory=dict)
+    exempt: tuple[list[Exempt], range] | None = None
+
+
+def resolve(
+    policy: RealmPolicy, name: str, options: Options, memory: Memory | None = None
+) -> HostPolicy:
     """What ``policy`` means to the host it calls ``name``.
+
+    What ``memory`` holds makes it fast, and nothing else of it: it is this policy's afterwards.
 
     Raises:
         LocalError: no such host, or the reqid block or the priority band is too small.
@@ -99,29 +103,40 @@ def resolve(policy: RealmPolicy, name: str, options: Options) -> HostPolicy:
     me = policy.hosts.get(name)
     if me is None:
         raise LocalError(f"{name!r} is no host of the policy")
+    memory = Memory() if memory is None else memory
+    if memory.me is not me:
+        memory.me, memory.known, memory.demands, memory.makings = me, Known(), {}, {}
     others = tuple(host for host in policy.hosts.values() if host.name != name)
-    demands = list(_demands(policy, me, others))
-    reqids = _reqids(policy, demands, options.reqids)
-    traffic: list[tuple[Selector, _Demand | None]] = [
-        *((demand.selector, demand) for demand in demands),
-        *((selector, None) for selector in _clear(me, others, demands)),
-    ]
-    protections: list[Protection] = []
-    entries = list(_exemptions(me, options, demands))
-    numbers = iter(options.priorities[EXEMPTION_COUNT:])
-    for selector, demand in sorted(traffic, key=lambda each: _breadth(each[0])):
-        if demand is None:
-            entries += _entries(selector, numbers)
-        else:
-            protections.append(_protection(demand, reqids[demand.reqid_name], numbers))
-            entries += protections[-1].entries
+    said = Sayings(policy, me, memory.known)
+    tables = {prefix: Table(prefix, said) for prefix in me.prefixes}
+    wanted = _wanted(said, others, tables, memory.demands)
+    demands = sorted(
+        itertools.chain.from_iterable(each.demands for each in wanted.values()),
+        key=attrgetter("breadth"),
+    )
+    makers = Makers(me, _reqids(policy, demands, options.reqids), options.client_ports)
+    servers = (*policy.servers, *options.servers)
+    exempt = exemptions(me, servers, options.client_ports, breadth(tables.values()))
+    numbers = options.priorities[:EXEMPTION_COUNT]
+    if len(exempt) > len(numbers):
+        raise LocalError(f"{len(exempt)} exemptions are too many; name fewer servers")
+    if memory.exempt != (exempt, options.client_ports):
+        memory.exempt, memory.makings = (exempt, options.client_ports), {}
+    foreign = {version: said.foreign(version) for version in ANYWHERE}
+    band = options.priorities[EXEMPTION_COUNT:]
+    written = Written(tables, makers, foreign, band, frozenset(exempt), memory.makings)
+    protections = tuple(demand.met(written, makers) for demand in demands)
     named = {demand.peer.name: demand.peer for demand in demands}
+    memory.known, memory.demands, memory.makings = said.fresh, wanted, written.makings
     return HostPolicy(
         me=me,
         version=policy.version,
         peers=tuple(named.values()),
-        protections=tuple(protections),
-        entries=tuple(entries),
+        protections=protections,
+        entries=(
+            *(SpdEntry(*each, number) for each, number in zip(exempt, numbers, strict=False)),
+            *sorted(written.entries(), key=attrgetter("priority")),
+        ),
         others=tuple(host for host in others if host.name not in named),
     )
 
@@ -146,6 +161,9 @@ def identify(policy: RealmPolicy, names: Iterable[str]) -> str | None:
     return None
 
 
+# --- reqids ------------------------------------------------------------------------------------
+
+
 def reqids_of(
     names: Iterable[str], block: range, taken: Collection[int] = frozenset()
 ) -> dict[str, int]:
@@ -158,261 +176,143 @@ def reqids_of(
     Raises:
         LocalError: more names than reqids.
     """
-    places = {name: zlib.crc32(name.encode()) % len(block) for name in sorted(set(names))}
+    starts = {name: zlib.crc32(name.encode()) % len(block) for name in sorted(set(names))}
     used = set(taken)
-    if len(used) + len(places) > len(block):
+    if len(used) + len(starts) > len(block):
         raise LocalError(
-            f"{len(places)} profiles or tunnels are too many for what is free of the reqid block"
+            f"{len(starts)} profiles or tunnels are too many for what is free of the reqid block"
             f" of {len(block)}"
         )
     reqids: dict[str, int] = {}
     for displaced in (False, True):
-        for name, place in places.items():
-            if name not in reqids and (displaced or block[place] not in used):
-                onward = itertools.chain(block[place:], block[:place])
+        for name, start in starts.items():
+            if name not in reqids and (displaced or block[start] not in used):
+                onward = itertools.chain(block[start:], block[:start])
                 reqids[name] = next(reqid for reqid in onward if reqid not in used)
                 used.add(reqids[name])
     return reqids
 
 
-# --- what is protected -------------------------------------------------------------------------
-
-
-class _Demand(NamedTuple):
-    """A protection that has no reqid and no SPD entries yet."""
-
-    peer: Host
-    rule: Rule
-    profile: Profile
-    local: IPAddress
-    remote: IPAddress
-    selector: Selector
-
-    @property
-    def reqid_name(self) -> str:
-        """From which the reqid comes.
-
-        SAs of transport mode are told apart by their addresses. Those of tunnels between the same
-        two gateways are not: with one reqid the kernel would ask for one SA where two networks
-        wait, and a gateway's SA for one network would pass for another's.
-        """
-        if self.rule.mode is Mode.TRANSPORT:
-            return _transport_name(self.profile)
-        networks = f"{self.selector.source}/{self.selector.destination}"
-        return f"tunnel/{self.profile.name}/{networks}/{self.peer.name}"
-
-
-def _transport_name(profile: Profile) -> str:
-    return f"transport/{profile.name}"
-
-
 def _reqids(policy: RealmPolicy, demands: Iterable[_Demand], block: range) -> dict[str, int]:
     """Those of all profiles first: no tunnel changes them, and they are the same at all hosts."""
-    reqids = reqids_of(map(_transport_name, policy.profiles.values()), block)
-    tunnels = (demand.reqid_name for demand in demands if demand.rule.mode is Mode.TUNNEL)
+    reqids = reqids_of(map(transport_name, policy.profiles.values()), block)
+    tunnels = (demand.reqid_name for demand in demands if demand.ruling.mode is Mode.TUNNEL)
     return reqids | reqids_of(tunnels, block, reqids.values())
 
 
-def _demands(policy: RealmPolicy, me: Host, others: Iterable[Host]) -> Iterator[_Demand]:
-    mine = _prefixes(me)
-    for rule, profile, peer in _protected(policy, me, others):
-        if rule.mode is Mode.TRANSPORT:
-            for local, remote in _of_one_family(me.addresses, peer.addresses):
-                selector = Selector.between(local, remote)
-                yield _Demand(peer, rule, profile, local, remote, selector)
-        elif (ends := tunnel_ends(me, peer)) is not None:
-            for source, destination in _of_one_family(mine, _prefixes(peer)):
-                if len(profile.protocols) > 1 and source.version != ends[0].version:
-                    raise LocalError(
-                        f"rule {rule.name!r}: {protocol_words(profile.protocols)} between {ends[0]}"
-                        f" and {ends[1]} cannot carry {source} to {destination}, of another"
-                        " address family (the kernel has no such thing); take a profile of ESP"
-                    )
-                yield _Demand(peer, rule, profile, *ends, Selector(source, destination))
+# --- what is protected -------------------------------------------------------------------------
 
 
-def _protected(
-    policy: RealmPolicy, me: Host, others: Iterable[Host]
-) -> list[tuple[Rule, Profile, Host]]:
-    """The hosts to be protected from, in the order of the rules, then of the document."""
-    order = {rule.name: index for index, rule in enumerate(policy.rules)}
-    found = [
-        (rule, rule.profile, peer)
-        for peer in others
-        if (rule := policy.rule_between(me.name, peer.name)) is not None
-        and rule.profile is not None
-    ]
-    return sorted(found, key=lambda each: order[each[0].name])
+@dataclass(slots=True)
+class _Demand:
+    """What is to be protected between this host and a peer.
 
-
-def tunnel_ends(me: Host, peer: Host) -> tuple[IPAddress, IPAddress] | None:
-    """Between which of their addresses two hosts have their tunnels; None: no one family.
-
-    The addresses that stand first in the document, of two equally good pairs that of IPv4. The peer
-    comes to the same two: two pairs of one family are never equally good.
+    ``here``: the number of the prefix at this end, ``there``: the place of that at the other.
+    ``breadth``: how many bits of the address are free, at this end and at the other. ``last`` is
+    what it came to with another policy, and of which entries.
     """
-    pairs = [
-        (i + j, local.version, local, remote)
-        for i, local in enumerate(me.addresses)
-        for j, remote in enumerate(peer.addresses)
-        if local.version == remote.version
-    ]
-    return min(pairs, key=lambda pair: pair[:2])[2:] if pairs else None
 
+    peer: Host
+    ruling: Ruling
+    local: IPAddress
+    remote: IPAddress
+    selector: Selector
+    here: int
+    there: int
+    breadth: tuple[int, int]
+    reqid_name: str
+    initiates: bool
+    last: tuple[Protection, Made] | None = None
 
-def _prefixes(host: Host) -> tuple[IPNetwork, ...]:
-    return (*map(ip_network, host.addresses), *host.networks)
-
-
-def _of_one_family(
-    ours: Iterable[_Place], theirs: Iterable[_Place]
-) -> Iterator[tuple[_Place, _Place]]:
-    return (pair for pair in itertools.product(ours, theirs) if pair[0].version == pair[1].version)
-
-
-def _protection(demand: _Demand, reqid: int, numbers: Iterator[int]) -> Protection:
-    peer, rule, profile, local, remote, selector = demand
-    if rule.mode is Mode.TRANSPORT:
-        outbound = tuple(Template(each, Mode.TRANSPORT, reqid) for each in profile.protocols)
-        inbound = outbound
-    else:
-        first, *rest = profile.protocols
-        # The outer ones of a bundle go by the ends of the tunnel: the kernel takes them over.
-        outer = tuple(Template(each, Mode.TRANSPORT, reqid) for each in rest)
-        outbound = (Template(first, Mode.TUNNEL, reqid, local, remote), *outer)
-        inbound = (Template(first, Mode.TUNNEL, reqid, remote, local), *outer)
-    return Protection(
-        peer=peer,
-        profile=profile,
-        mode=rule.mode,
-        reqid=reqid,
-        rule=rule.name,
-        local=local,
-        remote=remote,
-        selector=selector,
-        udp=rule.udp,
-        entries=_entries(selector, numbers, outbound, inbound),
-    )
-
-
-def _entries(
-    selector: Selector,
-    numbers: Iterator[int],
-    outbound: tuple[Template, ...] = (),
-    inbound: tuple[Template, ...] = (),
-) -> tuple[SpdEntry, SpdEntry, SpdEntry]:
-    """For traffic on its way out and its answers, to this host and through it."""
-    back = selector.reversed()
-    return (
-        SpdEntry(Direction.OUT, selector, _next(numbers), outbound),
-        SpdEntry(Direction.IN, back, _next(numbers), inbound),
-        SpdEntry(Direction.FWD, back, _next(numbers), inbound),
-    )
-
-
-def _breadth(selector: Selector) -> tuple[int, int]:
-    """How many bits of the address are free, at this end and at the other."""
-    ours, theirs = selector.source, selector.destination
-    return ours.max_prefixlen - ours.prefixlen, theirs.max_prefixlen - theirs.prefixlen
-
-
-def _next(numbers: Iterator[int]) -> int:
-    number = next(numbers, None)
-    if number is None:
-        raise LocalError("the priority band is too small for what the policy protects here")
-    return number
-
-
-# --- what stays clear inside tunnels ------------------------------------------------------------
-
-
-def _clear(me: Host, others: Iterable[Host], demands: Iterable[_Demand]) -> list[Selector]:
-    """Outbound traffic that a tunnel would take though it is not the tunnel's."""
-    tunnels = [demand.selector for demand in demands if demand.rule.mode is Mode.TUNNEL]
-    if not tunnels:
-        return []
-    mine = _prefixes(me)
-    foreign = (*itertools.chain.from_iterable(map(_prefixes, others)), _LOOPBACK)
-    protected = {demand.selector for demand in demands}
-    is_inside_there = _inside({selector.destination for selector in tunnels})
-    is_inside_here = _inside({selector.source for selector in tunnels})
-    inner = filter(is_inside_there, mine + foreign)
-    clear = itertools.starmap(Selector, _of_one_family(mine, inner))
-    transit = (Selector(prefix, _ANY[prefix.version]) for prefix in filter(is_inside_here, foreign))
-    return [*(selector for selector in clear if selector not in protected), *transit]
-
-
-def _inside(networks: Collection[IPNetwork]) -> Callable[[IPNetwork], bool]:
-    """Whether a prefix lies within one of ``networks`` and is longer; quick for many of them."""
-    heads = {(each.version, each.prefixlen, _head(each, each.prefixlen)) for each in networks}
-    lengths = {(version, length) for version, length, _ in heads}
-
-    def is_inside(prefix: IPNetwork) -> bool:
-        return any(
-            version == prefix.version
-            and length < prefix.prefixlen
-            and (version, length, _head(prefix, length)) in heads
-            for version, length in lengths
-        )
-
-    return is_inside
-
-
-def _head(prefix: IPNetwork, length: int) -> int:
-    return int(prefix.network_address) >> (prefix.max_prefixlen - length)
-
-
-# --- exemptions --------------------------------------------------------------------------------
-
-
-def _exemptions(me: Host, options: Options, demands: Iterable[_Demand]) -> tuple[SpdEntry, ...]:
-    numbers = iter(options.priorities[:EXEMPTION_COUNT])
-    ipv6 = any(demand.selector.source.version == 6 for demand in demands)
-    pairs = itertools.chain(
-        _kink(me),
-        _neighbor_discovery() if ipv6 else (),
-        _servers(me, options.servers),
-    )
-    return tuple(SpdEntry(direction, selector, _next(numbers)) for direction, selector in pairs)
-
-
-def _kink(me: Host) -> Iterator[tuple[Direction, Selector]]:
-    """KINK of this host itself: from port 910 to port 910, nothing else of either port.
-
-    Of nobody behind it: that goes into the tunnel, as all else.
-    """
-    port = PortMatch(KINK_PORT, 0xFFFF)
-    for address in me.addresses:
-        out = Selector(ip_network(address), _ANY[address.version], UDP, port, port)
-        yield Direction.OUT, out
-        yield Direction.IN, out.reversed()
-
-
-def _neighbor_discovery() -> Iterator[tuple[Direction, Selector]]:
-    """Without them the first packet waits for a neighbor that waits for an SA."""
-    for icmp_type in (NEIGHBOR_SOLICITATION, NEIGHBOR_ADVERTISEMENT):
-        match = PortMatch(icmp_type, 0xFFFF)  # the type stands where others have the source port
-        for direction in (Direction.OUT, Direction.IN):
-            yield direction, Selector(_ANY_V6, _ANY_V6, ICMPV6, match)
-
-
-def _servers(
-    me: Host, servers: Iterable[tuple[str, IPAddress]]
-) -> Iterator[tuple[Direction, Selector]]:
-    """Requests of this host to a server's port and their answers; not what others ask from there.
-
-    On the server itself the same requests come in, from anyone.
-    """
-    for service, address in dict.fromkeys(servers):
-        asked = address in me.addresses
-        clients = _of_one_family(me.addresses, (address,))
-        askers = (_ANY[address.version],) if asked else [ip_network(mine) for mine, _ in clients]
-        for (protocol, port), asker in itertools.product(SERVICES[service], askers):
-            request = Selector(
-                asker,
-                ip_network(address),
-                protocol,
-                destination_port=PortMatch(port, 0xFFFF),
+    def met(self, written: Written, makers: Makers) -> Protection:
+        """The protection, with its reqid and SPD entries."""
+        made, reqid = written.of(self.here, self.there), makers.reqids[self.reqid_name]
+        if self.last is None or self.last[1] is not made or self.last[0].reqid != reqid:
+            ruling = self.ruling
+            protection = Protection(
+                peer=self.peer,
+                profile=ruling.profile,
+                mode=ruling.mode,
+                reqid=reqid,
+                rule=ruling.rule,
+                local=self.local,
+                remote=self.remote,
+                selector=self.selector,
+                udp=ruling.udp,
+                entries=made.entries,
+                requested=made.requested,
+                when_keyed=made.when_keyed,
+                initiates=self.initiates,
             )
-            yield (Direction.IN if asked else Direction.OUT), request
-            yield (Direction.OUT if asked else Direction.IN), request.reversed()
+            self.last = (protection, made)
+        return self.last[0]
+
+
+class _Wanted(NamedTuple):
+    """All that is to be protected between this host and a peer."""
+
+    peer: Host
+    ruling: Ruling
+    initiates: bool
+    demands: tuple[_Demand, ...]
+
+
+def _wanted(
+    said: Sayings, others: Iterable[Host], tables: Collection[IPNetwork], known: dict[str, _Wanted]
+) -> dict[str, _Wanted]:
+    """What is to be protected, by peer; ``known`` is of another policy."""
+    found: dict[str, _Wanted] = {}
+    for peer in others:
+        view = said.view(peer.name)
+        if view.ruling is None:
+            continue
+        wanted = known.get(peer.name)
+        if (
+            wanted is None
+            or wanted.peer is not peer
+            or wanted.ruling is not view.ruling
+            or wanted.initiates != view.initiates
+        ):
+            demands = _demands(said.me, peer, view, tables)
+            wanted = _Wanted(peer, view.ruling, view.initiates, tuple(demands))
+        found[peer.name] = wanted
+    return found
+
+
+def _demands(me: Host, peer: Host, view: View, tables: Iterable[IPNetwork]) -> Iterator[_Demand]:
+    ruling = view.ruling
+    if ruling is None:
+        return
+    if ruling.mode is Mode.TRANSPORT:
+        reqid_name = transport_name(ruling.profile)
+        for local in me.addresses:
+            for remote in peer.addresses:
+                if local.version == remote.version:
+                    selector = Selector(lone(local), lone(remote))
+                    yield _Demand(
+                        *(peer, ruling, local, remote, selector),
+                        *(lone_number(local), lone_place(remote), (0, 0)),
+                        *(reqid_name, view.initiates),
+                    )
+    elif (ends := tunnel_ends(me, peer)) is not None:
+        for here, there in itertools.product(tables, peer.prefixes):
+            if here.version == there.version:
+                _check_families(ruling, ends, here, there)
+                yield _Demand(
+                    *(peer, ruling, *ends, Selector(here, there), number(here), place(there)),
+                    (free_bits(here), free_bits(there)),
+                    tunnel_name(ruling.profile, here, there, peer),
+                    view.initiates,
+                )
+
+
+def _check_families(
+    ruling: Ruling, ends: tuple[IPAddress, IPAddress], here: IPNetwork, there: IPNetwork
+) -> None:
+    protocols = ruling.profile.protocols
+    if len(protocols) > 1 and here.version != ends[0].version:
+        raise LocalError(
+            f"rule {ruling.rule!r}: {protocol_words(protocols)} between {ends[0]}"
+            f" and {ends[1]} cannot carry {here} to {there}, of another"
+            " address family (the kernel has no such thing); take a profile of ESP"
+        )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kinkd.document import Document
 from kinkd.errors import DocumentError
-from kinkd.policy.model import read
+from kinkd.policy.reader import read
 
 EXAMPLE = (Path(__file__).resolve().parents[2] / "conf" / "policy.toml").read_bytes()
 MARKS = rb"[ ] { } = , # \ 1 true inf -1 all [[rules]] [hosts.alice] 1979-05-27".split()

@@ -366,11 +366,14 @@ def test_policies_come_back_as_written_and_a_second_write_replaces(
     assert re.search(rf"tmpl src {ends4[0]} dst {ends4[1]}\s+proto esp .* mode tunnel", shown)
     assert re.search(r"tmpl src 0\.0\.0\.0 dst 0\.0\.0\.0\s+proto ah .* mode transport", shown)
     assert re.search(r"proto (ipv6-icmp|58) type 136", shown)  # a name where /etc/protocols is
+    assert [alice.kernel.policy(*entry.key) for entry in written] == written
     again = replace(written[0], priority=50)
     alice.kernel.write_policy(again)
+    assert alice.kernel.policy(*again.key) == again
     assert sorted(alice.kernel.policies(), key=str) == sorted([again, *written[1:]], key=str)
     assert alice.kernel.remove_policy(Direction.OUT, again.selector)
     assert not alice.kernel.remove_policy(Direction.OUT, again.selector)
+    assert alice.kernel.policy(*again.key) is None
     assert sorted(alice.kernel.policies(), key=str) == sorted(written[1:], key=str)
 
 

@@ -37,7 +37,7 @@ def original(lab: Lab):
     yield text
     lab.policy.write_text(text)
     for host in lab.hosts.values():
-        host.ask("reload")
+        host.ask("reload", "--accept-older")
 
 
 def with_rule(text: str, rule: str, version: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kinkd.policy.model import MINIMUM_LIFETIME, MINIMUM_VOLUME
+from kinkd.policy.profiles import MINIMUM_LIFETIME, MINIMUM_VOLUME
 from tests.support import observe
 from tests.support.lab import Host, Lab, Rule, wait_for
 from tests.support.scenario import ClearPackets, Scenario, initiate

@@ -11,7 +11,7 @@ from kinkd.errors import KernelError, LocalError
 from kinkd.exchange.endpoint import Changes
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import SpdEntry
-from kinkd.policy import model as policy_model
+from kinkd.policy import reader
 from tests.support.pair import World, passes
 
 SUITE_NAMES = frozenset(SUITES)
@@ -63,7 +63,7 @@ def document(rules: str, version: int = 1) -> str:
 
 def apply(world: World, name: str, text: str) -> Changes:
     """Have a host go by another document."""
-    world.realm = policy_model.read(Document.parse("policy", text.encode()))
+    world.realm = reader.read(Document.parse("policy", text.encode()))
     policy = world.policy(world[name].host)
     suites = {4: SUITE_NAMES, 6: SUITE_NAMES}
     changes = world[name].endpoint.apply(policy, suites, world.now)
@@ -235,13 +235,24 @@ def test_a_policy_that_the_kernel_refuses_leaves_the_old_one_in_force(
 
 def test_an_entry_of_others_in_the_way_of_a_new_policy_changes_nothing() -> None:
     world = keyed(WITHOUT_CAROL.replace("carol", "bob").replace('to = "all"', 'to = "bob"') + ALL)
-    before = kernel_of(world, "alice")
-    entry = next(iter(world["alice"].endpoint.policy.entries))
+    entry = next(each for each in world["alice"].endpoint.policy.entries if each.templates)
     foreign = replace(entry, priority=5)
     world["alice"].kernel.write_policy(foreign)
+    before = kernel_of(world, "alice")
     with pytest.raises(LocalError, match="in the way"):
         apply(world, "alice", document(PROFILE.format(suite="aes256gcm16")))
-    assert kernel_of(world, "alice")[0] == before[0]
+    assert kernel_of(world, "alice") == before
+
+
+def test_an_entry_of_others_where_nothing_changes_keeps_no_policy_from_coming() -> None:
+    world = keyed()
+    foreign = replace(next(iter(world["alice"].endpoint.policy.entries)), priority=5)
+    world["alice"].kernel.write_policy(foreign)
+    apply(world, "alice", document(PROFILE.format(suite="aes256gcm16"), version=2))
+    policy = world["alice"].endpoint.policy
+    assert policy.version == 2
+    there = {entry.key: entry for entry in policy.entries} | {foreign.key: foreign}
+    assert set(world["alice"].kernel.policies()) == set(there.values())
 
 
 def test_an_address_that_is_back_sends_what_waits_and_asks_for_what_rests() -> None:

@@ -20,7 +20,7 @@ from kinkd.kerberos.messages import (
 )
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import IpsecProtocol, Mode, Secret
-from kinkd.policy import model
+from kinkd.policy import reader
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import IdType, MessageType
 from tests.support.racoon2 import CONF, AtAlice, Initiating, Responding
@@ -365,7 +365,8 @@ def test_its_unproven_kerberos_error_ends_nothing() -> None:
 
 
 def test_the_profile_is_all_that_racoon2_can_do() -> None:
-    rule = model.read(Document.parse(CONF.name, CONF.read_bytes())).rule_between("alice", "bob")
+    realm = reader.read(Document.parse(CONF.name, CONF.read_bytes()))
+    rule = realm.protecting_rule("alice", "bob")
     assert rule is not None
     assert rule.profile is not None
     assert [suite.name for suite in rule.profile.suites] == ["aes128-sha1"]

@@ -142,7 +142,8 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 mkdir -p "$cache" || fail "cannot write to $cache"
 : >"$install_log"
 need_packages ca-certificates faketime gcc iproute2 iputils-ping kmod krb5-admin-server krb5-kdc \
-    krb5-user libkrb5-dev procps python3 python3-dev python3-venv tcpdump tshark
+    krb5-user ldap-utils libkrb5-dev libldap-dev libsasl2-dev libsasl2-modules-gssapi-mit procps \
+    python3 python3-dev python3-venv slapd tcpdump tshark
 /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "needs Python 3.11 or newer: Debian 12 or newer"
 if [[ -n ${KINKD_LONG-} ]]; then # other KDCs

@@ -20,8 +20,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from string import Template
 from types import TracebackType
 from typing import Any, Self
 
@@ -278,6 +280,8 @@ class Lab:
         paths: from one realm to the next, where they trust each other (``realm.connect``).
         kind: of KDC.
         lifetime: seconds that no ticket outlives.
+        bystanders: hosts without kinkd.
+        document: the whole policy, instead of one made of the above (see ``fill``).
     """
 
     def __init__(
@@ -296,10 +300,12 @@ class Lab:
         paths: Sequence[tuple[str, str, str]] = (),
         kind: Callable[..., Realm] = Realm,
         lifetime: int = 36000,
+        bystanders: Sequence[str] = (),
+        document: str = "",
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kinkd-lab-"))
         self.policy = self.directory / "policy.toml"
-        names = dict.fromkeys((*HOSTS, *hosts))
+        names = dict.fromkeys((*HOSTS, *hosts, *bystanders))
         self.topology = Topology(tuple(names), mtu=mtu, gateways=gateways)
         self.behind = self.topology.behind
         self.hosts: dict[str, Host] = {}
@@ -314,6 +320,8 @@ class Lab:
         self._paths = tuple(paths)
         self._kind = kind
         self._lifetime = lifetime
+        self._document = document
+        self._version = 1
         self._stack = ExitStack()
 
     def __getitem__(self, name: str) -> Host:
@@ -378,6 +386,8 @@ class Lab:
 
     def policy_text(self, *, profiles: str | None = None) -> str:
         """The realm's policy; ``profiles``: others than those of the lab."""
+        if self._document:
+            return self.fill(self._document)
         lines = ["schema = 1", "version = 1", f'realm = "{self.realm.name}"']
         for name in self._names:
             node = self.topology[name]
@@ -393,6 +403,37 @@ class Lab:
         lines.append(self._profiles if profiles is None else profiles)
         lines += [rule.text(number) for number, rule in enumerate(rules, 1)]
         return "\n".join(lines) + "\n"
+
+    def fill(self, document: str, version: int = 1) -> str:
+        """A document with what the lab knows of it: ``$version``, and lists of addresses.
+
+        Of every host there are ``$NAME``, both, and ``${NAME}4`` and ``${NAME}6``, one of them.
+        """
+        known = {"version": str(version)}
+        for name, node in self.topology.nodes.items():
+            known[name] = _strings((node.ipv4, node.ipv6))
+            known |= {f"{name}{family}": _strings((node.address(family),)) for family in (4, 6)}
+        return Template(document).substitute(known)
+
+    def publish(self, document: str) -> int:
+        """Replace the policy file, filled in, by the next version; the number of that."""
+        self._version += 1
+        self.replace_policy(self.fill(document, self._version))
+        return self._version
+
+    def replace_policy(self, text: str) -> None:
+        """Replace the policy file at once."""
+        fresh = self.policy.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.rename(self.policy)
+
+    def roll_out(self, document: str, *names: str) -> int:
+        """Publish, and wait until it is in force on these hosts, or on all that run."""
+        version = self.publish(document)
+        running = [host for host in self.hosts.values() if host.running]
+        for host in [self.hosts[name] for name in names] or running:
+            wait_for(partial(_goes_by, host, version), f"{host.name} goes by version {version}")
+        return version
 
     def start(self, *names: str) -> None:
         """Start the kinkd of these hosts, or of all, beside one another.
@@ -487,6 +528,10 @@ def _kinkctl(*arguments: str) -> tuple[int, str, str]:
     with redirect_stdout(out), redirect_stderr(err):
         status = kinkctl.main(arguments)
     return status, out.getvalue(), err.getvalue()
+
+
+def _goes_by(host: Host, version: int) -> bool:
+    return bool(host.ask("status")["policy_version"] == version)
 
 
 def _strings(things: Iterable[object]) -> str:

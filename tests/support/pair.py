@@ -18,15 +18,19 @@ from kinkd.exchange.effects import (
     FetchTicket,
     ForgetDebt,
     ForgetPair,
+    ForgetSecured,
     Path,
     RecordBurial,
     RecordDebt,
     RecordPair,
+    RecordSecured,
+    RecordSuspension,
     Report,
     ReserveXids,
     Send,
 )
 from kinkd.exchange.endpoint import Endpoint
+from kinkd.exchange.forms import Forms
 from kinkd.exchange.pairs import CommandId, Role, SaPair, Spis
 from kinkd.exchange.xids import permuted
 from kinkd.kerberos import etypes
@@ -52,8 +56,7 @@ from kinkd.model import (
     Template,
     UserToUser,
 )
-from kinkd.policy import model as policy_model
-from kinkd.policy import resolve
+from kinkd.policy import reader, resolve
 from kinkd.policy.match import HostPolicy
 from kinkd.wire import isakmp, kink
 from kinkd.wire.numbers import MessageType
@@ -114,6 +117,8 @@ class Node:
     debts: dict[tuple[Path, int], RecordDebt] = field(default_factory=dict)
     kdc_up: bool = True
     fetched: list[FetchTicket | FetchTgt] = field(default_factory=list)
+    secured: dict[str, str] = field(default_factory=dict)
+    suspended: float = 0.0
 
     @property
     def address(self) -> IPAddress:
@@ -145,6 +150,16 @@ def offer(
     return quickmode.propose(number, suite, terms, spis)
 
 
+def _remember_forms(node: Node, command: RecordSecured | ForgetSecured | RecordSuspension) -> None:
+    match command:
+        case RecordSecured(name, principal):
+            node.secured[name] = principal
+        case ForgetSecured(name):
+            del node.secured[name]
+        case RecordSuspension(until):
+            node.suspended = until
+
+
 Filter = Callable[[Send], list[Send]]
 
 
@@ -168,9 +183,7 @@ class World:
         document: str = "",
         ahead: dict[str, float] | None = None,
     ) -> None:
-        self.realm = (
-            policy_model.read(Document.parse("policy", document.encode())) if document else None
-        )
+        self.realm = reader.read(Document.parse("policy", document.encode())) if document else None
         if self.realm is not None:
             hosts = tuple(self.realm.hosts.values())
         self.lacking = lacking or {}  # suites that a host's kernel does not have
@@ -195,7 +208,14 @@ class World:
         kernel = MemoryKernel(first_spi=epoch << 16, posix=POSIX + self.ahead.get(me.name, 0.0))
         return self._alive(me, epoch, first_xid, kernel)
 
-    def _alive(self, me: Host, epoch: int, first_xid: int, kernel: MemoryKernel) -> Node:
+    def _alive(
+        self,
+        me: Host,
+        epoch: int,
+        first_xid: int,
+        kernel: MemoryKernel,
+        forms: Forms | None = None,
+    ) -> Node:
         kdc = lambda: POSIX + self.now  # noqa: E731  # a clock, by name
         clock = lambda: kdc() + self.ahead.get(me.name, 0.0)  # noqa: E731
         policy = self.policy(me)
@@ -215,12 +235,13 @@ class World:
             {4: names, 6: names},
             OWNERSHIP,
             source.randbytes,
+            forms or Forms(),
         )
         endpoint = Endpoint(policy, kernel, acceptor, start)
         endpoint.set_posix(POSIX + self.ahead.get(me.name, 0.0))
         if not self.AGES:
             endpoint._rekeying.overdue = lambda *_: None  # type: ignore[method-assign]
-        for entry in policy.entries:
+        for entry in endpoint.forms.wanted(policy):
             kernel.write_policy(entry)
         tickets = OfflineTicketSource(
             me.client,
@@ -248,7 +269,9 @@ class World:
         if epoch is not None:
             node = self._node(old.host, epoch)
         else:
-            node = self._alive(old.host, old.endpoint.epoch, 512, old.kernel)
+            forms = Forms(dict(old.secured), old.suspended)
+            node = self._alive(old.host, old.endpoint.epoch, 512, old.kernel, forms)
+            node.secured, node.suspended = dict(old.secured), old.suspended
             node.endpoint.adopt(old.journal.values(), self.now)
             node.endpoint.recall(old.answered, self.now)
             node.journal, node.answered = dict(old.journal), list(old.answered)
@@ -308,6 +331,8 @@ class World:
                 del node.debts[path, spi]
             case RecordBurial():
                 node.burials.append(command)
+            case RecordSecured() | ForgetSecured() | RecordSuspension():
+                _remember_forms(node, command)
             case ReserveXids(below):
                 node.xids = below
             case Report():
@@ -419,11 +444,12 @@ class LivingWorld(World):
         profile: Profile = FAST,
         lacking: dict[str, set[str]] | None = None,
         hosts: tuple[Host, ...] = (ALICE, BOB),
+        document: str = "",
     ) -> None:
         self.kernels_count = True  # else their SAs live for ever
         self._lives = 0
         self._gone: dict[str, set[tuple[SaId, bytes]]] = {}
-        super().__init__(hosts, profile=profile, lacking=lacking)
+        super().__init__(hosts, profile=profile, lacking=lacking, document=document)
 
     def _node(self, me: Host, epoch: int, first_xid: int = 0) -> Node:
         gone = self._gone.setdefault(me.name, set())

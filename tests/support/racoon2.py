@@ -23,8 +23,9 @@ from kinkd.kernel.memory import MemoryKernel
 from kinkd.kernel.port import Acquire, Expire, Sa
 from kinkd.keying.algorithms import SUITES
 from kinkd.model import IpsecProtocol, Lifetime, Ownership, Suite, Transform
-from kinkd.policy import model, resolve
+from kinkd.policy import reader, resolve
 from kinkd.policy.match import HostPolicy
+from kinkd.policy.realm import RealmPolicy
 from kinkd.wire import kink
 from kinkd.wire.numbers import EspTransform, MessageType
 from tests.support.recordings import A, B, Keys, Named, Recording, Transaction, nonce, proposals
@@ -50,7 +51,7 @@ SUITE_NAMES = frozenset(SUITES) | {TRIPLE_DES.name}
 SUITE_OF = {"ah": "ah-sha1", "ah_esp": "ah-sha1+aes128-sha1"}
 
 
-def realm_policy(recording: Recording) -> model.RealmPolicy:
+def realm_policy(recording: Recording) -> RealmPolicy:
     """``conf/racoon2.toml`` with the recorded hosts, and the lines that this recording needs."""
     lines = {
         'realm = "EXAMPLE.TEST"': 'realm = "KINK.TEST"',
@@ -65,7 +66,7 @@ def realm_policy(recording: Recording) -> model.RealmPolicy:
     for old, new in lines.items():
         assert old in text
         text = text.replace(old, new)
-    return model.read(Document.parse(CONF.name, text.encode()))
+    return reader.read(Document.parse(CONF.name, text.encode()))
 
 
 def policy_of(recording: Recording, me: str) -> HostPolicy:

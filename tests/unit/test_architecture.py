@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
         "kerberos",
         "kernel",
     },
-    "cli": {"__version__", "errors", "cli", "app", "decode", "kerberos.keytab"},
+    "cli": {"__version__", "errors", "cli", "app", "decode", "kerberos.keytab", "policy.directory"},
 }
 
 MODULES = sorted(

@@ -14,10 +14,12 @@ import pytest
 from kinkd.app import config
 from kinkd.app.check import check, not_forwarded
 from kinkd.errors import DocumentError
-from kinkd.policy import resolve, sources
+from kinkd.model import Direction, SpdEntry
+from kinkd.policy import sources
+from kinkd.policy.traffic import NO_PORT
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICY = ROOT / "conf" / "policy.toml"
+POLICY = ROOT / "tests" / "data" / "policy.toml"
 
 
 def write(directory: Path, text: str, policy: str | None = None) -> Path:
@@ -105,11 +107,21 @@ def test_a_machine_that_no_host_is_named_like_is_told_what_to_write(
     assert 'write name = "..." under [host]: did you mean "alice"?' in line
 
 
+def is_out(entry: SpdEntry) -> bool:
+    return entry.direction is Direction.OUT
+
+
 def test_exempted_servers_reach_the_policy(tmp_path: Path) -> None:
     text = "[host]\nname = 'alice'\n[exempt]\nkdc = ['192.0.2.99']\n"
     policy = config.resolve_policy(config.load(write(tmp_path, text)))
     exempt = [e for e in policy.entries if "192.0.2.99/32" in str(e.selector)]
-    assert len(exempt) == 2 * len(resolve.SERVICES["kdc"])
+    assert {
+        (e.selector.protocol, e.selector.destination_port.port) for e in exempt if is_out(e)
+    } == {(protocol, port) for protocol in (6, 17) for port in (88, 464)}
+    # A connection without a port so far has no answers.
+    asked = {e.selector for e in exempt if is_out(e) and e.selector.source_port != NO_PORT}
+    assert {e.selector.reversed() for e in exempt if not is_out(e)} == asked
+    assert all(selector.source_port.port >= 1024 for selector in asked)
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646])

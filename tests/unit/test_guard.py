@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from kinkd.app import config as configuration
-from kinkd.app import guard, resources
+from kinkd.app import guard, recovery, resources
+from kinkd.app.journal import Journal
 from kinkd.cli import kinkd
 from kinkd.errors import LocalError
 from kinkd.kernel.memory import MemoryKernel
@@ -26,7 +28,7 @@ from kinkd.model import Direction, Selector, SpdEntry
 from kinkd.policy import cache, resolve, sources
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = (ROOT / "conf" / "policy.toml").read_text()
+SHIPPED = (ROOT / "tests" / "data" / "policy.toml").read_text()
 OLDER = SHIPPED.replace("version = 1 ", "version = 7 ")
 UNITS = ROOT / "conf"
 
@@ -78,8 +80,9 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def remember(config: Path, document: str = OLDER, host: str = "alice") -> None:
-    cache.store(config.parent / "state", cache.CachedPolicy(host, "the document", document))
+def remember(config: Path, document: str = OLDER, host: str = "alice", version: int = 0) -> None:
+    cached = cache.CachedPolicy(host, "the document", document, version)
+    cache.store(config.parent / "state", cached)
 
 
 def wanted(config: Path, host: str = "alice") -> tuple[SpdEntry, ...]:
@@ -270,6 +273,156 @@ def test_it_loads_nothing_that_an_early_start_would_wait_for(config: Path) -> No
     command = [sys.executable, "-B", "-c", program, str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_policy_that_was_rolled_back_does_not_replace_the_last_one(
+    config: Path, kernel: GuardedKernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remember(config, version=7)
+    status, said = run(config, capsys)
+    assert status == 0
+    assert said.endswith(
+        f"version 7 of the policy, cached from the document ({config.parent}/policy.toml: version 1"
+        " is older than version 7, the last that was in force)\n"
+    )
+    for version in (7, 8):
+        write(
+            config.parent / "policy.toml", SHIPPED.replace("version = 1 ", f"version = {version} ")
+        )
+        said = guard.guard(config)
+        assert said.endswith(f"version {version} of the policy, from {config.parent}/policy.toml")
+
+
+def test_a_cache_that_is_no_good_keeps_nobody_from_the_file(
+    config: Path, kernel: GuardedKernel
+) -> None:
+    remember(config, version=7)
+    cached = config.parent / "state" / "policy-cache.json"
+    cached.chmod(0o666)
+    assert guard.guard(config).endswith(
+        f"version 1 of the policy, from {config.parent}/policy.toml"
+    )
+    cached.chmod(0o600)
+    cached.write_text("{")
+    assert guard.guard(config).endswith(
+        f"version 1 of the policy, from {config.parent}/policy.toml"
+    )
+
+
+# --- how strictly -------------------------------------------------------------------------------
+
+REQUESTED = """
+schema = 1
+version = 1
+realm = "EXAMPLE.TEST"
+[hosts.alice]
+fqdn = "alice.example.test"
+addresses = ["192.0.2.10"]
+[hosts.bob]
+fqdn = "bob.example.test"
+addresses = ["192.0.2.11"]
+[hosts.carol]
+fqdn = "carol.example.test"
+addresses = ["192.0.2.12"]
+[[rules]]
+name = "carol"
+from = "alice"
+to = "carol"
+action = "block"
+[[rules]]
+name = "all"
+from = "all"
+to = "all"
+action = "request"
+"""
+BOB = ip_address("192.0.2.11")
+
+
+def with_bob(entries: list[SpdEntry]) -> list[SpdEntry]:
+    """Those of all traffic with bob."""
+    return [
+        entry
+        for entry in entries
+        if entry.templates and BOB in (entry.selector.source[0], entry.selector.destination[0])
+    ]
+
+
+def in_clear(entries: list[SpdEntry]) -> bool:
+    """Whether all of them let pass in clear; it is all or none."""
+    (answer,) = {all(t.optional for t in entry.templates) for entry in entries}
+    return answer
+
+
+def journal_of(config: Path) -> Journal:
+    return Journal(config.parent / "state" / "journal.db")
+
+
+def test_what_is_only_requested_and_was_never_had_is_in_clear(
+    config: Path, kernel: GuardedKernel
+) -> None:
+    write(config.parent / "policy.toml", REQUESTED)
+    for journalled in (False, True):  # a host that was never up, and one that was
+        guard.guard(config)
+        found = with_bob(kernel.policies())
+        assert {entry.direction for entry in found} >= {Direction.IN, Direction.OUT}
+        assert in_clear(found)
+        assert any(entry.block for entry in kernel.policies())
+        assert (config.parent / "state" / "journal.db").exists() == journalled
+        journal_of(config).close()
+
+
+def test_what_was_secured_is_required_until_it_is_forgotten_or_another_host(
+    config: Path, kernel: GuardedKernel
+) -> None:
+    write(config.parent / "policy.toml", REQUESTED)
+    journal = journal_of(config)
+    journal.secure("bob", "kink/bob.example.test@EXAMPLE.TEST")
+    guard.guard(config)
+    assert not in_clear(with_bob(kernel.policies()))
+    journal.secure("bob", "kink/another.example.test@EXAMPLE.TEST")
+    guard.guard(config)
+    assert in_clear(with_bob(kernel.policies()))
+    journal.secure("bob", "kink/bob.example.test@EXAMPLE.TEST")
+    journal.forget_secured("bob")
+    guard.guard(config)
+    assert in_clear(with_bob(kernel.policies()))
+    journal.close()
+
+
+def test_a_journal_that_cannot_be_read_has_had_everything_and_is_left_to_the_daemon(
+    config: Path, kernel: GuardedKernel
+) -> None:
+    octets = b"no database at all, but long enough for one" * 20
+    write(config.parent / "policy.toml", REQUESTED)
+    path = config.parent / "state" / "journal.db"
+    path.write_bytes(octets)
+    guard.guard(config)
+    assert not in_clear(with_bob(kernel.policies()))
+    assert path.read_bytes() == octets
+    journal = journal_of(config)
+    assert journal.damage
+    journal.close()
+
+
+def test_while_enforcement_is_suspended_nothing_is_enforced_at_boot(
+    config: Path, kernel: GuardedKernel
+) -> None:
+    journal = journal_of(config)
+    recovery.record_suspension(journal, time.time() + 3600)
+    write(config.parent / "policy.toml", REQUESTED.replace('"request"', '"require"'))
+    entries = wanted(config)
+    guard.guard(config)
+    found = kernel.policies()
+    assert {entry.key for entry in found} == {entry.key for entry in entries}
+    assert in_clear(with_bob(found))
+    assert not any(entry.block for entry in found)
+    for until in (time.time() - 1, 0.0):
+        recovery.record_suspension(journal, until)
+        guard.guard(config)
+        assert set(kernel.policies()) == set(entries)
+        assert not in_clear(with_bob(kernel.policies()))
+        assert any(entry.block for entry in kernel.policies())
+    journal.close()
 
 
 # --- conf/kinkd-guard.service -------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kinkd.errors import LocalError, MalformedIsakmp, PeerError
 from kinkd.exchange import identities, quickmode
 from kinkd.model import PortMatch, Selector
-from kinkd.policy.model import RealmPolicy
+from kinkd.policy.realm import RealmPolicy
 from kinkd.wire import isakmp
 from kinkd.wire.isakmp import Identification
 from kinkd.wire.numbers import IdType, NotifyType

@@ -21,6 +21,7 @@ from kinkd.errors import LocalError
 from kinkd.exchange import installing, spd
 from kinkd.exchange.effects import ForgetDebt, RecordBurial, RecordDebt
 from kinkd.exchange.effects import Path as Ends
+from kinkd.exchange.forms import Forms
 from kinkd.exchange.installing import Agreement, Seeds
 from kinkd.exchange.pairs import Role, SaPair, Spis
 from kinkd.kerberos import etypes
@@ -104,7 +105,7 @@ def install(kernel: MemoryKernel, known: SaPair, *, outbound: bool = True) -> No
     limits = installing.responder_limits(known.lifetime)
     agreed.install_inbound(kernel, known.inbound, limits)
     if outbound:
-        core = SimpleNamespace(kernel=kernel, policy=POLICY, in_the_way=frozenset())
+        core = SimpleNamespace(kernel=kernel, policy=POLICY, in_the_way=frozenset(), forms=Forms())
         agreed.install_outbound(core, known.outbound, limits)  # type: ignore[arg-type]  # what it asks
 
 
@@ -387,3 +388,53 @@ def test_what_was_deleted_before_it_came_is_remembered_for_its_time(tmp_path: Pa
     assert set(Journal(tmp_path / "journal.db").burials()) == set(buried)
     journal._execute("UPDATE burial SET buried = buried - 601")
     assert journal.burials() == []
+
+
+# --- how strictly the policy is enforced --------------------------------------------------------
+
+
+def test_who_was_secured_outlives_the_process_until_forgotten(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    assert recovery.read_forms(journal) == Forms()
+    for host, principal in (("bob", "kink/b@A"), ("carol", "kink/c@A"), ("bob", "kink/b@B")):
+        journal.secure(host, principal)
+    journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert recovery.read_forms(journal).secured == {"bob": "kink/b@B", "carol": "kink/c@A"}
+    for host in ("bob", "nobody"):
+        journal.forget_secured(host)
+    assert recovery.read_forms(journal).secured == {"carol": "kink/c@A"}
+    journal.close()
+
+
+def test_a_suspension_is_taken_up_while_time_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_800_000_000.0
+    journal = Journal(tmp_path / "journal.db")
+    recovery.record_suspension(journal, now + 3600.5)
+    journal.close()
+    journal = Journal(tmp_path / "journal.db")
+
+    def at(instant: float) -> float:
+        monkeypatch.setattr(time, "time", lambda: instant)
+        return recovery.read_forms(journal).suspended_until
+
+    assert at(now) == now + 3600
+    assert at(now + 3599) == now + 3600
+    assert at(now + 3600) == 0.0
+    assert at(now + 10**8) == 0.0
+    assert at(now - recovery.LONGEST_SUSPENSION) == 0.0  # a clock that was set back
+    recovery.record_suspension(journal, 0.0)
+    assert at(now) == 0.0
+    journal.close()
+
+
+def test_a_journal_that_is_only_to_be_read_is_not_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    nonsense = b"not a database, but long enough to be taken for one" * 20
+    path.write_bytes(nonsense)
+    with pytest.raises(LocalError, match=r"journal\.db is damaged"):
+        Journal(path, mend=False)
+    assert path.read_bytes() == nonsense
+    assert not path.with_name("journal.db.damaged").exists()

@@ -47,12 +47,12 @@ def test_what_is_stored_comes_back_and_means_the_same(tmp_path: Path) -> None:
     assert found.policy(tmp_path) == sources.load_file(str(POLICY))
 
 
-def test_the_text_of_a_loaded_policy_is_what_the_file_holds(tmp_path: Path) -> None:
+def test_the_text_of_a_loaded_policy_is_what_the_file_says(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     text = CACHED.document.replace("\n", "\r\n") + "# bob's café\r\n"
     path.write_bytes(text.encode())
     loaded = sources.load(str(path))
-    assert loaded.text == text
+    assert loaded.text == text.replace("\r\n", "\n")
     cache.store(tmp_path, CachedPolicy("alice", str(path), loaded.text))
     assert cache.load(tmp_path).policy(tmp_path) == loaded.policy
 
@@ -130,6 +130,10 @@ def test_a_newer_kinkd_may_have_added_keys(tmp_path: Path) -> None:
         (entry(document="schema = 2\n"), "document:1: "),
         (entry(document="schema = \n"), "document:1: not TOML"),
         (entry(document="\ud800"), "damaged"),
+        (entry(policy_version="7"), 'damaged: no number under "policy_version"'),
+        (entry(policy_version=True), 'damaged: no number under "policy_version"'),
+        (entry(policy_version=None), 'damaged: no number under "policy_version"'),
+        (entry(policy_version=7.0), 'damaged: no number under "policy_version"'),
     ],
 )
 def test_what_is_damaged_or_of_another_version_is_refused_in_one_line(
@@ -137,11 +141,33 @@ def test_what_is_damaged_or_of_another_version_is_refused_in_one_line(
 ) -> None:
     write(tmp_path, octets)
     assert refusal(tmp_path).startswith(text)
+    if not text.startswith("document"):
+        assert cache.version_in_force(tmp_path) == 0
+
+
+def test_the_version_that_was_in_force_is_told_even_if_its_policy_is_not_understood(
+    tmp_path: Path,
+) -> None:
+    assert cache.version_in_force(tmp_path) == 0
+    cache.store(tmp_path, CachedPolicy("alice", "a file", "schema = 99\n", 7))
+    assert cache.version_in_force(tmp_path) == 7
+    assert cache.load(tmp_path) == CachedPolicy("alice", "a file", "schema = 99\n", 7)
+    write(tmp_path, entry())  # by a kinkd that did not say
+    assert (cache.version_in_force(tmp_path), cache.load(tmp_path).version) == (0, 0)
+    cache.store(tmp_path, CachedPolicy("alice", "a file", "schema = 1\n", 7))
+    (tmp_path / "policy-cache.json").chmod(0o606)
+    assert cache.version_in_force(tmp_path) == 0
 
 
 def test_what_others_can_write_is_no_policy(tmp_path: Path) -> None:
     write(tmp_path, entry(), 0o620)
     assert "others can write it" in refusal(tmp_path)
+
+
+def test_what_others_can_replace_is_no_policy(tmp_path: Path) -> None:
+    cache.store(tmp_path, CACHED)
+    tmp_path.chmod(0o770)
+    assert "where others can replace it" in refusal(tmp_path)
 
 
 def test_a_file_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,9 @@ from kinkd.document import Document
 from kinkd.errors import DocumentError
 from kinkd.keying.algorithms import GROUP_NUMBERS, SUITES
 from kinkd.model import Action, Mode, Principal, UserToUser
-from kinkd.policy.model import RealmPolicy, protocol_words, read
+from kinkd.policy.profiles import protocol_words
+from kinkd.policy.reader import read
+from kinkd.policy.realm import RealmPolicy
 from kinkd.policy.resolve import Options, resolve
 
 HEAD = 'schema = 1\nversion = 7\nrealm = "EXAMPLE.TEST"\n'
@@ -181,12 +184,17 @@ def test_groups_contain_groups() -> None:
 def test_the_first_rule_that_covers_a_pair_decides_in_both_directions() -> None:
     text = HOSTS + rule("first", '"bob"', '"alice"', "clear") + rule("second", '"all"', '"all"')
     realm = policy(text)
-    for pair, name in ((("alice", "bob"), "first"), (("alice", "carol"), "second")):
+    for pair, name, action in (
+        (("alice", "bob"), "first", Action.CLEAR),
+        (("alice", "carol"), "second", Action.REQUIRE),
+    ):
         for one, other in (pair, pair[::-1]):
-            found = realm.rule_between(one, other)
-            assert found is not None
-            assert found.name == name
-    assert realm.rules[0].action is Action.CLEAR
+            (term,) = realm.terms(one, other)
+            assert term.rule is not None
+            assert (term.rule.name, term.action) == (name, action)
+            found = realm.protecting_rule(one, other)
+            assert (found and found.name) == (name if action is Action.REQUIRE else None)
+            assert realm.may_initiate(one, other) == (action is Action.REQUIRE)
 
 
 def test_a_rule_that_never_decides_is_warned_of() -> None:
@@ -268,10 +276,10 @@ def test_a_principal_of_another_realm_is_another_principal() -> None:
         ('[profiles.x]\nsuites = ["aes256gcm16"]\nticket_grace = "2d"\n', "ticket_grace"),
         ('[profiles.x]\nsuites = ["aes256gcm16"]\nticket_grace = 5\n', "ticket_grace"),
         ('[hosts.dave]\nfqdn = "d.test"\nadress = "1"\n', 'did you mean "addresses"?'),
-        ('[groups]\ng = ["alcie"]\n', 'no host or group "alcie"; did you mean "alice"?'),
+        ('[groups]\ng = ["alcie"]\n', 'no host, group or network "alcie"; did you mean "alice"?'),
         ('[groups]\na = ["b"]\nb = ["c"]\nc = ["a"]\n', "the groups contain each other"),
         ('[groups]\ng = ["g"]\n', "the groups contain each other: g contains g"),
-        ("[groups]\nall = []\n", "it cannot be set"),
+        ("[groups]\nall = []\n", '"all" is the group of every host; take another name'),
         ("[groups]\nbob = []\n", '"bob" is a host already'),
         ('[profiles.x]\nsuites = ["aes256gcm61"]\n', 'did you mean "aes256gcm16"?'),
         ('[profiles.x]\nsuites = ["3des"]\n', 'it can be "aes256gcm16", "aes128gcm16", "chacha20'),
@@ -304,12 +312,12 @@ def test_a_principal_of_another_realm_is_another_principal() -> None:
         ),
         (GATEWAY.format('["10.1.0.0/16", "10.1.2.0/16"]'), 'write "10.1.0.0/16"'),
         (GATEWAY.format('["10.1.0.0/16", "10.1.0.0/16"]'), '"10.1.0.0/16" stands here twice'),
-        (GATEWAY.format('"127.0.0.0/8"'), "127.0.0.0/8 is loopback; write a network that"),
+        (GATEWAY.format('"127.0.0.0/8"'), "127.0.0.0/8 is loopback; write a network of hosts"),
         (GATEWAY.format('"233.0.0.0/8"'), "233.0.0.0/8 is multicast"),
         (GATEWAY.format('"fe80::/64"'), "fe80::/64 is of one link"),
         (GATEWAY.format('"255.255.255.255/32"'), "is the broadcast address"),
         (GATEWAY.format("[]"), "an empty list"),
-        (GATEWAY.format('"192.0.2.2/32"'), '192.0.2.2 is an address of host "bob" itself'),
+        (GATEWAY.format('"192.0.2.2/32"'), '192.0.2.2 is host "bob"\'s already'),
         (
             GATEWAY.format('"10.1.0.0/16"')
             + GATEWAY.replace("gw", "in").replace(".9", ".8").format('["10.1.0.0/16"]'),
@@ -321,7 +329,7 @@ def test_a_principal_of_another_realm_is_another_principal() -> None:
             'p.toml:19: rules[0]: no tunnel between hosts "six" and "bob": they have no addresses',
         ),
         (rule("r", '"all"', '"all"', more='mode = "tunel"'), 'did you mean "tunnel"?'),
-        (rule("r", '"all"', '"all"', "clear", 'mode = "tunnel"'), "clear traffic has no mode"),
+        (rule("r", '"all"', '"all"', "clear", 'mode = "tunnel"'), "is not protected has no mode"),
         (rule("r", '"all"', '"all"', "clear", "udp_encapsulation = false"), "has no udp_encaps"),
         (rule("r", '"all"', '"all"', more="udp_encapsulation = 1"), "1 is neither true nor"),
         (
@@ -335,8 +343,11 @@ def test_a_principal_of_another_realm_is_another_principal() -> None:
         (rule("r", "[]", '"all"'), "an empty list"),
         (rule("r", '"all"', '"all"', "requir"), 'did you mean "require"?'),
         (rule("r", '"all"', '"all"', more='profile = "fats"'), 'did you mean "fast"?'),
-        (rule("r", '"all"', '"all"', "clear", 'profile = "fast"'), "clear traffic has no profile"),
-        (rule("r", '"all"', '"all"', more='traffic = "tcp/22"'), "is not understood yet"),
+        (
+            rule("r", '"all"', '"all"', "clear", 'profile = "fast"'),
+            "is not protected has no profile",
+        ),
+        (rule("r", '"all"', '"all"', more='traffic = "tpc/22"'), 'did you mean "tcp"'),
         (rule("r", '"all"', '"bob"') + rule("r", '"all"', '"all"'), 'is called "r", too'),
         ("[unknown]\n", "unknown: unknown key"),
     ],
@@ -367,3 +378,12 @@ def test_the_head_of_the_document_must_be_right(head: str, message: str) -> None
     with pytest.raises(DocumentError) as caught:
         policy(HOSTS, head)
     assert message in str(caught.value)
+
+
+def test_the_example_is_good_and_gives_no_warning() -> None:
+    path = Path(__file__).resolve().parents[2] / "conf" / "policy.toml"
+    found = read(Document.parse(str(path), path.read_bytes()))
+    assert found.warnings == ()
+    assert {rule.action for rule in found.rules} == set(Action)
+    for name in found.hosts:
+        assert resolve(found, name, Options()).entries

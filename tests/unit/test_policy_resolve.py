@@ -17,10 +17,13 @@ from kinkd.model import (
     Mode,
     PortMatch,
     Selector,
+    SpdEntry,
     Template,
 )
+from kinkd.policy.exemptions import EXEMPTION_COUNT
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.model import RealmPolicy, read
+from kinkd.policy.reader import read
+from kinkd.policy.realm import RealmPolicy
 from kinkd.policy.resolve import Options, identify, reqids_of, resolve
 
 NAMES = ("a", "b", "c", "d")
@@ -97,22 +100,39 @@ def test_both_hosts_of_a_pair_come_to_the_same_result_by_the_first_rule(rules: R
 
 
 @given(RULES)
-def test_priorities_are_distinct_in_the_band_and_follow_the_rules(rules: Rules) -> None:
+def test_no_packet_meets_two_entries_of_one_priority(rules: Rules) -> None:
     policy = host("a", rules)
-    priorities = [entry.priority for entry in policy.entries]
-    assert priorities == sorted(set(priorities))
-    assert all(priority in Options().priorities for priority in priorities)
-    order = [int(protection.rule) for protection in policy.protections]
-    assert order == sorted(order)
+    numbers = [entry.priority for entry in policy.entries]
+    assert numbers == sorted(numbers)
+    assert all(number in Options().priorities for number in numbers)
+    for one, other in itertools.combinations(policy.entries, 2):
+        if (one.direction, one.priority) == (other.direction, other.priority):
+            assert not meet(one.selector, other.selector)
+
+
+def meet(one: Selector, other: Selector) -> bool:
+    """Whether some packet is in both."""
+    return (
+        one.source.overlaps(other.source)
+        and one.destination.overlaps(other.destination)
+        and (one.protocol == other.protocol or 0 in (one.protocol, other.protocol))
+        and all(
+            not (a.port ^ b.port) & a.mask & b.mask
+            for a, b in (
+                (one.source_port, other.source_port),
+                (one.destination_port, other.destination_port),
+            )
+        )
+    )
 
 
 @given(RULES)
 def test_a_warning_is_given_for_exactly_the_rules_that_decide_nothing(rules: Rules) -> None:
     policy = realm(rules)
     deciding = {
-        found.name
-        for one, other in itertools.combinations(NAMES, 2)
-        if (found := policy.rule_between(one, other)) is not None
+        rule.name
+        for one, other in itertools.permutations(NAMES, 2)
+        if (rule := policy.terms(one, other)[0].rule) is not None
     }
     assert len(policy.warnings) == len(rules) - len(deciding)
 
@@ -140,46 +160,164 @@ def test_a_protected_pair_has_an_entry_out_in_and_forward() -> None:
     assert set(protection.entries) <= set(policy.entries)
 
 
-def exempted(policy: HostPolicy) -> set[tuple[str, str, int, int, str, int]]:
+def exempted(policy: HostPolicy) -> set[str]:
+    """What passes in clear ahead of all rules: "OUT udp net 1024/mask -> net port/mask"."""
     return {
-        (
-            entry.direction.name,
-            str(entry.selector.source),
-            entry.selector.source_port.port,
-            entry.selector.protocol,
-            str(entry.selector.destination),
-            entry.selector.destination_port.port,
-        )
+        f"{entry.direction.name} {entry.selector.protocol} {end(entry.selector)}"
+        f" -> {end(entry.selector.reversed())}"
         for entry in policy.entries
-        if not entry.templates
+        if entry.priority < Options().priorities[EXEMPTION_COUNT]
     }
 
 
+def end(selector: Selector) -> str:
+    match = selector.source_port
+    mask = "" if match.mask in (0, 0xFFFF) else f"/{match.mask:x}"
+    return f"{selector.source}" + f" {match.port}{mask}" * (match != PortMatch())
+
+
+KINK = {
+    f"{direction} 17 {' -> '.join(ends)}"
+    for mine, everyone in (
+        ("192.0.2.1/32 910", "0.0.0.0/0 910"),
+        ("2001:db8::1/128 910", "::/0 910"),
+    )
+    for direction, ends in (("OUT", (mine, everyone)), ("IN", (everyone, mine)))
+}
+DISCOVERY = {
+    f"{direction} 58 ::/0 {icmp_type} -> ::/0"
+    for direction in ("IN", "OUT", "FWD")
+    for icmp_type in (135, 136)
+}
+PATH_MTU = {
+    f"{direction} {what}"
+    for direction in ("IN", "OUT", "FWD")
+    for what in ("1 0.0.0.0/0 3 -> 0.0.0.0/0 4", "58 ::/0 2 -> ::/0")
+}
+DHCP = {
+    *("OUT 17 0.0.0.0/0 68 -> 0.0.0.0/0 67", "IN 17 0.0.0.0/0 67 -> 0.0.0.0/0 68"),
+    *("OUT 17 ::/0 546 -> ::/0 547", "IN 17 ::/0 547 -> ::/0 546"),
+}
+
+
 def test_kink_is_exempt_from_port_910_to_port_910_and_neighbor_discovery_by_type() -> None:
-    any6 = "::/0"
-    ends = (("192.0.2.1/32", "0.0.0.0/0"), ("2001:db8::1/128", any6))
-    kink = {("OUT", mine, 910, 17, net, 910) for mine, net in ends}
-    kink |= {("IN", net, 910, 17, mine, 910) for mine, net in ends}
-    discovery = {(d, any6, t, 58, any6, 0) for d in ("IN", "OUT") for t in (135, 136)}
-    assert exempted(host("a", EVERYONE)) == kink | discovery
-    assert exempted(host("a", [])) == kink
+    assert exempted(host("a", [])) == KINK
+    assert exempted(host("a", [(["a"], ["b"], "fast")])) == KINK | DISCOVERY
     for entry in host("a", EVERYONE).entries:
+        assert not entry.block
         for match in (entry.selector.source_port, entry.selector.destination_port):
             assert match == PortMatch() or match.mask == 0xFFFF
 
 
+def test_path_mtu_and_leases_are_exempt_where_more_than_hosts_are_kept_from_passing() -> None:
+    # b and c are neighbors by their addresses: they have an entry in common, and are two hosts.
+    assert exempted(host("a", EVERYONE)) == KINK | DISCOVERY
+    for words, more in (("fast", set()), ("fast tunnel", PATH_MTU | DHCP)):
+        text = DOCUMENT.replace("[hosts.b]\n", '[hosts.b]\nnetworks = ["0.0.0.0/0", "::/0"]\n')
+        policy = parsed(text + rules_text([(["a"], ["b"], words)]))
+        assert exempted(resolve(policy, "a", Options())) == KINK | DISCOVERY | more
+
+
+def exempted_more(name: str, service: str, ports: range) -> set[str]:
+    options = Options(servers=((service, ip_address("192.0.2.2")),), client_ports=ports)
+    return exempted(host(name, EVERYONE, options)) - exempted(host(name, EVERYONE))
+
+
 def test_a_server_is_exempt_in_the_direction_of_its_client_alone() -> None:
-    options = Options(servers=(("ntp", ip_address("192.0.2.2")),))
-    more = exempted(host("a", EVERYONE, options)) - exempted(host("a", EVERYONE))
-    assert more == {
-        ("OUT", "192.0.2.1/32", 0, 17, "192.0.2.2/32", 123),
-        ("IN", "192.0.2.2/32", 123, 17, "192.0.2.1/32", 0),
+    me, server = "192.0.2.1/32", "192.0.2.2/32"
+    # 20480-21439, in the blocks of ports that the kernel can tell by a mask
+    masks = ("20480/fe00", "20992/ff00", "21248/ff80", "21376/ffc0")
+    # A connection of TCP has no port yet when the kernel first asks for it.
+    assert exempted_more("a", "dns", range(20480, 21440)) == {f"OUT 6 {me} 0 -> {server} 53"} | {
+        each
+        for protocol in (6, 17)
+        for mask in masks
+        for each in (
+            f"OUT {protocol} {me} {mask} -> {server} 53",
+            f"IN {protocol} {server} 53 -> {me} {mask}",
+        )
     }
-    there = exempted(host("b", EVERYONE, options)) - exempted(host("b", EVERYONE))
-    assert there == {
-        ("IN", "0.0.0.0/0", 0, 17, "192.0.2.2/32", 123),
-        ("OUT", "192.0.2.2/32", 123, 17, "0.0.0.0/0", 0),
+    assert exempted_more("b", "dns", range(20480, 21440)) == {
+        each
+        for protocol in (6, 17)
+        for each in (
+            f"IN {protocol} 0.0.0.0/0 -> {server} 53",
+            f"OUT {protocol} {server} 53 -> 0.0.0.0/0",
+        )
     }
+
+
+def test_servers_of_the_document_and_of_the_host_are_exempt_alike() -> None:
+    everyone = rules_text(EVERYONE)
+    named = parsed(DOCUMENT + '[servers]\nkdc = ["b"]\nntp = ["192.0.2.99"]\n' + everyone)
+    own = Options(
+        servers=tuple(
+            (service, ip_address(address))
+            for service, address in (
+                ("kdc", "192.0.2.2"),
+                ("kdc", "2001:db8::2"),
+                ("ntp", "192.0.2.99"),
+            )
+        )
+    )
+    for name in ("a", "b"):
+        of_document = exempted(resolve(named, name, Options()))
+        assert of_document == exempted(host(name, EVERYONE, own))
+        assert of_document == exempted(resolve(named, name, own))
+        assert of_document > exempted(host(name, EVERYONE))
+
+
+def test_a_rule_of_the_same_selector_does_not_take_an_exemptions_place() -> None:
+    """The kernel has one entry of one selector and direction: the last that was installed."""
+    rule = '[[rules]]\nname = "r"\nfrom = "world"\nto = "b"\ntraffic = "udp/53"\n'
+    policy = parsed(DOCUMENT + '[servers]\ndns = ["b"]\n' + rule + 'action = "block"\n')
+    entries = resolve(policy, "b", Options()).entries
+    assert len({entry.key for entry in entries}) == len(entries)
+    dns = next(e for e in entries if str(e.selector.destination) == "192.0.2.2/32" and is_dns(e))
+    assert not dns.block
+
+
+def is_dns(entry: SpdEntry) -> bool:
+    return (entry.direction, entry.selector.destination_port.port) == (Direction.IN, 53)
+
+
+def test_a_server_of_time_is_asked_from_its_own_port_as_well() -> None:
+    me, server = "192.0.2.1/32", "192.0.2.2/32"
+    assert exempted_more("a", "ntp", Options().client_ports) == {
+        f"OUT 17 {me} 32768/8000 -> {server} 123",
+        f"IN 17 {server} 123 -> {me} 32768/8000",
+        f"OUT 17 {me} 123 -> {server} 123",
+        f"IN 17 {server} 123 -> {me} 123",
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "action", "decides"),
+    [
+        ("32768-65535", "clear", True),
+        ("1024-65535", "clear", True),
+        ("32768-60999", "clear", True),
+        ("40000-65535", "clear", False),  # the port may come to be another
+        ("40000-40001", "require", True),
+        ("40000-40001", "block", True),
+        ("1-1023", "require", False),
+    ],
+)
+def test_who_asks_and_has_no_port_yet_is_decided_by_the_ports_he_may_get(
+    source: str, action: str, decides: bool
+) -> None:
+    text = DOCUMENT + (
+        f'[[rules]]\nname = "r"\nfrom = "a"\nto = "b"\ntraffic = "tcp/25 from {source}"\n'
+        f'action = "{action}"\n[[rules]]\nname = "s"\nfrom = "a"\nto = "b"\n'
+        f'action = "{"block" if action == "clear" else "clear"}"\n'
+    )
+    policy = resolve(parsed(text), "a", Options())
+    none = PortMatch(0, 0xFFFF)
+    found = [each for each in policy.entries if each.selector.source_port == none]
+    assert {each.direction for each in found} == ({Direction.OUT} if decides else set())
+    assert all(each.selector.destination_port == PortMatch(25, 0xFFFF) for each in found)
+    peer = resolve(parsed(text), "b", Options())
+    assert not [each for each in peer.entries if each.selector.source_port == none]
 
 
 def test_esp_in_udp_is_not_exempt_for_whoever_sends_from_its_port() -> None:
@@ -238,7 +376,7 @@ def test_a_block_or_band_that_is_too_small_is_refused() -> None:
     with pytest.raises(LocalError, match="reqid block"):
         host("a", EVERYONE, Options(reqids=range(1, 2)))
     with pytest.raises(LocalError, match="priority band"):
-        host("a", EVERYONE, Options(priorities=range(1, 10_005)))
+        host("a", EVERYONE, Options(priorities=range(1, 10_002)))
 
 
 def test_two_protections_between_two_addresses_are_refused() -> None:

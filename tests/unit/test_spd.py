@@ -90,3 +90,59 @@ def test_what_others_have_in_the_way_is_named_and_nothing_is_written() -> None:
     with pytest.raises(LocalError, match=r"in the way: dir out .*10\.0\.0\.0/8 priority 5"):
         spd.install(kernel, entries([(1, 0, KINDS[0]), (0, 1, KINDS[0])]), OURS)
     assert len(kernel.policies()) == 1
+
+
+class AskedKernel(MemoryKernel):
+    """Counts how often all entries are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dumps = 0
+
+    def policies(self) -> list[SpdEntry]:
+        self.dumps += 1
+        return super().policies()
+
+
+@given(WORLDS, WORLDS, st.integers(0, 2))
+def test_what_is_known_is_changed_without_reading_all(
+    old_world: list[tuple[int, int, tuple[tuple[Template, ...], bool]]],
+    new_world: list[tuple[int, int, tuple[tuple[Template, ...], bool]]],
+    shared: int,
+) -> None:
+    kernel, known = AskedKernel(), entries(old_world)
+    new = {entry.key: entry for entry in entries(new_world)}
+    new.update((entry.key, entry) for entry in known[:shared])  # the same objects
+    spd.install(kernel, known, OURS)
+    spd.change(kernel, known, new.values(), OURS)
+    assert set(kernel.policies()) == set(new.values())
+    assert kernel.dumps == 2  # none of them by the change
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_something_else_is_than_is_known_all_is_read_and_mended(
+    kind: tuple[tuple[Template, ...], bool],
+) -> None:
+    kernel, known = AskedKernel(), entries([(0, 0, KINDS[0]), (1, 1, KINDS[0])])
+    kernel.write_policy(known[0])  # the other one has gone
+    spd.change(kernel, known, [known[0], *entries([(1, 2, kind)])], OURS)
+    assert set(kernel.policies()) == {known[0], *entries([(1, 2, kind)])}
+    assert kernel.dumps == 2
+
+
+def test_an_entry_of_others_is_not_replaced_by_a_change_of_what_is_known() -> None:
+    kernel, known = AskedKernel(), entries([(0, 0, KINDS[0])])
+    foreign = SpdEntry(Direction.OUT, SELECTORS[1], 5)
+    for entry in (*known, foreign):
+        kernel.write_policy(entry)
+    with pytest.raises(LocalError, match="in the way"):
+        spd.change(kernel, known, [*known, *entries([(1, 1, KINDS[0])])], OURS)
+    assert set(kernel.policies()) == {*known, foreign}
+
+
+def test_many_changes_are_made_of_what_the_kernel_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spd, "LOOKED_AT", 1)
+    kernel, known = AskedKernel(), entries([(0, 0, KINDS[0])])
+    spd.change(kernel, known, entries([(1, 1, KINDS[0]), (2, 2, KINDS[0])]), OURS)
+    assert set(kernel.policies()) == set(entries([(1, 1, KINDS[0]), (2, 2, KINDS[0])]))
+    assert kernel.dumps == 2
