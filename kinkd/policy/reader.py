@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from kinkd.document import Document, Item, show, suggestion
+from kinkd.document import Document, Item, Table, show, suggestion
 from kinkd.model import Host, IPAddress
 from kinkd.policy import lint
 from kinkd.policy.exemptions import SERVICES
@@ -46,12 +46,7 @@ def read(document: Document, memory: Memory | None = None) -> RealmPolicy:
     Raises:
         DocumentError: something in it cannot be meant, or is not understood; or a test fails.
     """
-    # The schema comes first: of another schema, every other complaint would be misleading.
-    for key, item in document.root.entries():
-        if key == "schema" and item.integer(1, 1 << 31) != SCHEMA:
-            raise item.error(f"schema {show(item.value)} is not known here; {SCHEMA} is")
-    root = document.root.table(*_KEYS)
-    root.item("schema", hint=str(SCHEMA))
+    root = _root(document)
     version = root.item("version", hint="1, and one more with every change").integer(1, 1 << 53)
     realm = _realm(root.item("realm", hint='"EXAMPLE.TEST"'))
     found = read_inhabitants(
@@ -100,6 +95,16 @@ def read(document: Document, memory: Memory | None = None) -> RealmPolicy:
         return (*parties.warnings(), *lint.warnings(rule_items, policy))
 
     return replace(policy, _warn=warn)
+
+
+def _root(document: Document) -> Table:
+    # The schema comes first: of another schema, every other complaint would be misleading.
+    for key, item in document.root.entries():
+        if key == "schema" and item.integer(1, 1 << 31) != SCHEMA:
+            raise item.error(f"schema {show(item.value)} is not known here; {SCHEMA} is")
+    root = document.root.table(*_KEYS)
+    root.item("schema", hint=str(SCHEMA))
+    return root
 
 
 def _realm(item: Item) -> str:
