@@ -125,6 +125,7 @@ def test_the_directory_gives_what_the_file_does(lab: DirectoryLab) -> None:
     assert [each for each in before if not re.search("port (389|636) ", each)] == from_file
 
 
+@pytest.mark.long
 def test_a_start_without_directory_and_kdc_is_from_the_cache(lab: DirectoryLab) -> None:
     alice, bob = lab["alice"], lab["bob"]
     wait_for(lambda: source_of(alice)["reachable"] is True, "alice reads", SLOW)
@@ -240,6 +241,7 @@ def test_a_host_is_added_and_keyed(lab: DirectoryLab, version: int) -> None:
     assert s.figures.unharmed() == []
 
 
+@pytest.mark.long
 def test_slapd_is_killed_in_the_middle_of_a_change(lab: DirectoryLab, version: int) -> None:
     """Half of the rules that are to come are there: none of them counts."""
     count, first = 1200, 100
