@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from kinkd.app import discovery
 from kinkd.document import Item, Table, show, suggestion
-from kinkd.errors import DocumentError
+from kinkd.errors import DocumentError, LocalError
 from kinkd.model import IPAddress
 from kinkd.policy import resolve, sources
 from kinkd.policy.directory import read_options
@@ -141,23 +141,34 @@ def _identify(config: Config, policy: RealmPolicy) -> str:
     if config.host is not None:
         if config.host in policy.hosts:
             return config.host
-        raise DocumentError(
-            str(config.path),
+        raise _not_there(
+            config,
             config.host_line,
-            f'host.name: "{config.host}" is no host of {config.policy_file};'
+            f'host.name: "{config.host}" is no host of {_source(config)};'
             f" {suggestion(config.host, policy.hosts)}",
         )
     names: list[str] = []
     found = resolve.identify(policy, _machine_names(names))
     if found is None:
-        raise DocumentError(
-            str(config.path),
+        raise _not_there(
+            config,
             None,
-            f"no one host of {config.policy_file} goes by a name of this machine"
+            f"no one host of {_source(config)} goes by a name of this machine"
             f' ({", ".join(names)}); write name = "..." under [host]:'
             f" {suggestion(names[0], policy.hosts)}",
         )
     return found
+
+
+def _source(config: Config) -> str:
+    return str(config.policy_file if config.directory is None else config.directory.base)
+
+
+def _not_there(config: Config, line: int | None, text: str) -> LocalError:
+    """That this host is not in the policy. A directory may have it the next moment: no mistake."""
+    if config.directory is not None:
+        return LocalError(f"{config.path}: {text}")
+    return DocumentError(str(config.path), line, text)
 
 
 def _machine_names(seen: list[str]) -> Iterator[str]:
