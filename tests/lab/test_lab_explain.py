@@ -15,6 +15,9 @@ from tests.support.lab import Host, Lab, wait_for
 SILENCE = 60.0  # seconds in which a whole cycle of retransmissions has passed
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(("alice", "bob", "carol"), families=(4,)) as lab:
@@ -79,7 +82,6 @@ def test_an_spd_entry_of_other_software_is_named(lab: Lab) -> None:
     assert explained(alice, "alice", "bob")["cause"] != "foreign-spd-entry"
 
 
-@pytest.mark.long
 def test_esp_that_is_dropped_on_the_way_is_told_from_a_peer_that_is_silent(lab: Lab) -> None:
     alice, bob = lab["alice"], lab["bob"]
     lab.unkey("alice", "bob")
@@ -91,7 +93,6 @@ def test_esp_that_is_dropped_on_the_way_is_told_from_a_peer_that_is_silent(lab: 
     assert alice.ping(bob).lost == 0
 
 
-@pytest.mark.long
 def test_a_kdc_that_cannot_be_reached(lab: Lab) -> None:
     alice, carol = lab["alice"], lab["carol"]
     assert explained(alice, "alice", "carol")["cause"] == "not-tried"
@@ -108,7 +109,6 @@ def test_a_kdc_that_cannot_be_reached(lab: Lab) -> None:
     assert found["seen"]["kernel_waits_for_sa"]
 
 
-@pytest.mark.long
 def test_a_peer_whose_kinkd_does_not_run(lab: Lab) -> None:
     alice, bob = lab["alice"], lab["bob"]
     assert alice.ping(bob).lost == 0  # there is a ticket

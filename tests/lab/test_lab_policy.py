@@ -168,7 +168,8 @@ def audited(host: Host) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.parametrize("of", ["rule", pytest.param("host", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("of", ["rule", "host"])
 def test_in_audit_all_is_keyed_and_nothing_dropped_and_what_would_be_is_told(
     required: Lab, of: str
 ):
@@ -208,6 +209,7 @@ def test_in_audit_all_is_keyed_and_nothing_dropped_and_what_would_be_is_told(
 # --- break-glass ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_break_glass_lets_pass_for_its_time_and_not_longer(required: Lab):
     alice, bob = required["alice"], required["bob"]
     bare(bob)
@@ -342,7 +344,7 @@ def narrow(required: Lab) -> Iterator[Lab]:
             carol.ip(f"route del {there.address(family)}/{bits} dev eth0")
 
 
-@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("family", [4, pytest.param(6, marks=pytest.mark.long)])
 def test_the_path_mtu_is_learnt_under_require(narrow: Lab, family: int):
     alice, bob = narrow["alice"].node, narrow["bob"].node
     first = narrow["alice"].ping(narrow["bob"], family=family, count=5)
