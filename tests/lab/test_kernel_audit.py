@@ -151,6 +151,7 @@ def _tunnel(left: Side, right: Side, traffic: Selector, family: int) -> None:
     left.kernel.install_outbound(made, [out])
 
 
+@pytest.mark.long
 def test_a_port_of_a_bridge_shows_what_the_bridge_shows_and_it_counts_once(
     network: Topology, sides: dict[str, Side]
 ) -> None:
@@ -284,6 +285,7 @@ def audited(
 # --- the socket itself ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_what_finds_no_room_is_counted_and_the_filter_comes_first(sides: dict[str, Side]) -> None:
     alice, bob = sides["alice"].node, sides["bob"].node
     with udp(alice, 4) as sender, udp(bob, 4) as receiver, captures(bob) as (by_bob,):

@@ -328,6 +328,7 @@ def test_the_network_is_cut_in_the_middle_of_a_refresh(lab: DirectoryLab, versio
     assert s.figures.unharmed() == []
 
 
+@pytest.mark.long
 def test_an_entry_that_makes_no_sense(lab: DirectoryLab, version: int) -> None:
     alice = lab["alice"]
     before = spd(lab)

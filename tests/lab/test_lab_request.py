@@ -34,6 +34,9 @@ action = "request"
 GUARD = (sys.executable, "-B", "-m", "kinkd.cli.kinkd", "guard", "--config")
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(document=DOCUMENT) as lab:
@@ -133,7 +136,6 @@ def test_once_he_has_a_kinkd_he_is_keyed_by_what_goes_on(strangers: Lab):
     assert result.lost == 0
 
 
-@pytest.mark.long
 def test_once_keyed_nothing_goes_in_clear_any_more_until_it_is_forgotten(secured: Lab):
     alice = secured["alice"]
     counts = {"peer gone": in_clear(secured)}
@@ -155,7 +157,6 @@ def test_once_keyed_nothing_goes_in_clear_any_more_until_it_is_forgotten(secured
     assert alice.logged("request-forgotten")
 
 
-@pytest.mark.long
 def test_a_boot_before_anything_was_keyed_lets_pass(strangers: Lab):
     alice = strangers["alice"]
     bare(alice)

@@ -278,6 +278,7 @@ def test_a_service_on_a_port_of_clients_is_not_reached_from_the_kdcs_ports(lab: 
 # --- the KDC is one of them -------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_all_start_at_once_without_tickets_and_the_kdc_keys_and_is_keyed(
     lab: Lab, senders: dict[str, str]
 ):
@@ -354,9 +355,10 @@ addresses = $bob
 DISABLED = ZONES.replace("addresses = $bob", "addresses = $bob\ndisabled = true")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "document"),
-    [("disabled", DISABLED), pytest.param("removed", WITHOUT_BOB, marks=pytest.mark.long)],
+    [("disabled", DISABLED), ("removed", WITHOUT_BOB)],
     ids=lambda each: each[:8],
 )
 def test_a_host_that_is_taken_out_is_gone_within_seconds(lab: Lab, what: str, document: str):
