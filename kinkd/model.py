@@ -275,15 +275,16 @@ class Selector:
     def covers(self, other: Selector) -> bool:
         """Whether all of the other's traffic is this one's, too."""
         return (
-            _contains(self.source, other.source)
-            and _contains(self.destination, other.destination)
+            contains(self.source, other.source)
+            and contains(self.destination, other.destination)
             and self.protocol in (0, other.protocol)
             and self.source_port.covers(other.source_port)
             and self.destination_port.covers(other.destination_port)
         )
 
 
-def _contains(network: IPNetwork, other: IPNetwork) -> bool:
+def contains(network: IPNetwork, other: IPNetwork) -> bool:
+    """Whether a network has all of another in it, or is it."""
     # A match and not ``subnet_of``: of two families neither contains the other.
     match network, other:
         case (IPv4Network(), IPv4Network()) | (IPv6Network(), IPv6Network()):

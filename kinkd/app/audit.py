@@ -221,7 +221,7 @@ class Audit:
                 "direction": "out" if key.outgoing else "in",
                 "party": key.party,
                 "rule": key.rule,
-                "place": self._judge.places[key.rule],
+                "place": self._judge.place(key.rule),
                 "action": key.action.value,
                 "traffic": key.traffic,
                 "packets": row.count,
@@ -261,9 +261,11 @@ class _Judge:
         self._exempt: dict[tuple[Direction, int], list[Selector]] = defaultdict(list)
         for direction, selector in exempt:
             self._exempt[direction, selector.protocol].append(selector)
-        self.places = {
-            rule.name: policy.place_of_rule(number) for number, rule in enumerate(policy.rules)
-        }
+        self._rules = {rule.name: rule for rule in policy.rules}
+
+    def place(self, rule: str) -> str:
+        """Where a rule stands; looked for when somebody asks."""
+        return self._policy.place(self._rules[rule])
 
     def verdict(self, packet: Packet, *, outgoing: bool) -> _Drop | None:
         """What a packet counts as; None: it would have passed, or is not of this host."""

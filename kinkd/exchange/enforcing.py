@@ -92,9 +92,7 @@ class Enforcing:
             self._attempt_later(slot, now)
 
     def _let_go(self, slot: Slot, now: float) -> None:
-        timer = self._holds.pop(slot, None)
-        if timer is not None:
-            timer.cancel()
+        _cancel(self._holds, slot)
         protection = self._core.policy.acquired(*slot)
         if protection is None or not self._forms.holds(protection):
             return
@@ -108,10 +106,8 @@ class Enforcing:
     def made(self, pair: SaPair, now: float) -> None:
         """SAs with a host are up: what was requested is required from now on."""
         core = self._core
-        for timers in (self._holds, self._attempts):
-            timer = timers.pop(pair.slot, None)
-            if timer is not None:
-                timer.cancel()
+        _cancel(self._holds, pair.slot)
+        _cancel(self._attempts, pair.slot)
         self._failures.pop(pair.slot, None)
         protection = core.policy.acquired(*pair.slot)
         if pair.mode is Mode.TUNNEL and protection is not None:
@@ -164,9 +160,7 @@ class Enforcing:
     def _attempt_later(self, slot: Slot, now: float) -> None:
         failures = self._failures.get(slot, 0)
         pause = back_off(failures + 1, LONGEST_PAUSE, self._core.random)
-        timer = self._attempts.pop(slot, None)
-        if timer is not None:
-            timer.cancel()
+        _cancel(self._attempts, slot)
         self._attempts[slot] = self._core.timers.at(
             now + pause, lambda then: self._paced.do(lambda turn: self._attempt(slot, turn), then)
         )
@@ -246,3 +240,9 @@ class Enforcing:
         self._suspension = self._core.timers.at(
             min(end, now + REMINDER), lambda then: self._remind(end, then)
         )
+
+
+def _cancel(timers: dict[Slot, Timer], slot: Slot) -> None:
+    timer = timers.pop(slot, None)
+    if timer is not None:
+        timer.cancel()

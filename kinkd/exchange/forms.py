@@ -51,9 +51,7 @@ class Forms:
 
     def outbound(self, protection: Protection) -> Iterator[SpdEntry]:
         """The protection's entries for packets out, as they are to be."""
-        changed = dict(self._changed(protection))
-        for entry in protection.outbound_entries:
-            yield changed.get(entry.key, entry)
+        return (entry for entry in self.of(protection) if entry.direction is Direction.OUT)
 
     def of(self, protection: Protection) -> Iterator[SpdEntry]:
         """All its entries, as they are to be."""

@@ -20,10 +20,11 @@ from kinkd.model import (
     SpdEntry,
     SpdKey,
     Template,
+    contains,
 )
 from kinkd.policy.exemptions import Breadth
-from kinkd.policy.prefixes import Covering, Enclosing, length_at, number, place
-from kinkd.policy.tables import ANYWHERE, BITS, CLEAR, Act, Said, Table, Wording, free_bits
+from kinkd.policy.prefixes import BITS, Covering, length_at, number, place
+from kinkd.policy.tables import ANYWHERE, CLEAR, Act, Said, Table, Wording, free_bits
 from kinkd.policy.traffic import ANY, Traffic, is_within, meet
 
 
@@ -157,8 +158,6 @@ class Written:
         self._foreign = foreign
         self.makings: Makings = {}
         self._known = known
-        mine = Enclosing((here, here) for here in tables)
-        self._around = {here: set(mine.of(here)) for here in tables}
         self._makers = makers
         self._transits: list[Made] = []
         transit = list(self._transit())
@@ -199,7 +198,7 @@ class Written:
     def _of_table(self, table: Table, shares: Mapping[tuple[int, int], range]) -> dict[int, Made]:
         here = table.here
         bits, at, version = BITS[here.version], place(here), here.version
-        around = [self._tables[outer] for outer in self._tables if outer in self._around[here]]
+        around = [outer for outer in self._tables.values() if contains(outer.here, here)]
         found: dict[int, Made] = {}
         for there, network, said in table.pairs():
             numbers = shares[free_bits(here), bits - length_at(there)]

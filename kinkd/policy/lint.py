@@ -11,7 +11,7 @@ from typing import Final
 
 from kinkd.document import Item, show
 from kinkd.model import Action, Host, IPAddress, IPNetwork, Mode
-from kinkd.policy.realm import Expectation, RealmPolicy, Rule, Term
+from kinkd.policy.realm import WORLD, Expectation, RealmPolicy, Rule, Term
 from kinkd.policy.traffic import ALL_PORTS, ANY, Traffic
 
 _SHOWN: Final = 4  # names in one line
@@ -165,7 +165,8 @@ def _shared_pair(policy: RealmPolicy, rule: Rule, other: Rule) -> tuple[str, str
 
 def warnings(items: list[Item], policy: RealmPolicy) -> Iterator[str]:
     """Oddities, a line each. ``items`` are the rules'."""
-    numbers = {name: number for number, name in enumerate(_parties(policy))}
+    parties = (*policy.hosts, *policy.places, WORLD)
+    numbers = {name: number for number, name in enumerate(parties)}
     hosts = _mask(numbers, policy.hosts)
     sides = [
         (_mask(numbers, rule.source), _mask(numbers, rule.destination)) for rule in policy.rules
@@ -193,10 +194,6 @@ def warnings(items: list[Item], policy: RealmPolicy) -> Iterator[str]:
                 f' any service; write traffic = "{port} from 32768-65535" if that is where those'
                 " who ask have their ports"
             )
-
-
-def _parties(policy: RealmPolicy) -> list[str]:
-    return [*policy.hosts, *policy.places, "world"]
 
 
 def _mask(numbers: dict[str, int], names: Iterable[str]) -> int:

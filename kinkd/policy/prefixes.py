@@ -21,38 +21,25 @@ _Value = TypeVar("_Value")
 _Levels = list[dict[int, int]]
 """The numbers of values by length of the prefix, then by its bits: siblings differ in the last."""
 
+BITS: Final = {4: 32, 6: 128}
+"""Of an address, by family."""
 _DEFAULT: Final = 0  # its number
 _LENGTH_BITS: Final = 8  # of a place: the first address of a prefix, then its length
 _LENGTH_MASK: Final = 0xFF
 
 
-def aggregate(
-    said: Mapping[IPNetwork, _Said],
-    default: _Said,
-    keep: Callable[[_Said], bool] = lambda _: False,
-) -> dict[IPNetwork, _Said]:
-    """The same for every address of both families, in fewer prefixes, ordered by address.
+def fewest(
+    said: Mapping[int, _Said], bits: int, default: _Said, keep: Callable[[_Said], bool]
+) -> dict[int, _Said]:
+    """The same for every address of a family in fewer prefixes, by their places, in that order.
 
-    ``default`` is said of addresses in no prefix. A prefix of whose value ``keep`` is true stays as
-    it is: neither merged, nor left out, nor given another value.
+    ``bits``: of an address. ``default`` is said of addresses in no prefix. A prefix of whose value
+    ``keep`` is true stays as it is: neither merged, nor left out, nor given another value.
 
     Where one prefix of ``said`` comes, goes or changes, what changes of the result is that prefix,
     those that enclose it, the siblings of these all, and what it encloses with none of ``said``
     between.
     """
-    result: dict[IPNetwork, _Said] = {}
-    for family, bits in ((IPv4Network, 32), (IPv6Network, 128)):
-        given = {place(each): each for each in said if isinstance(each, family)}
-        of_family = {at: said[network] for at, network in given.items()}
-        for at, value in fewest(of_family, bits, default, keep).items():
-            result[given.get(at) or network_at(at, family)] = value
-    return result
-
-
-def fewest(
-    said: Mapping[int, _Said], bits: int, default: _Said, keep: Callable[[_Said], bool]
-) -> dict[int, _Said]:
-    """What ``aggregate`` does, of one family with addresses of ``bits``, by places."""
     # A number for each value: rules and the like take long to hash and to compare.
     distinct = {id(value): value for value in said.values()}
     numbers = {default: _DEFAULT}
@@ -160,33 +147,3 @@ class Covering(Generic[_Value]):
             if length <= longest and (value := heads.get(at >> shift)) is not None:
                 return value
         return None
-
-
-class Enclosing(Generic[_Value]):
-    """Values by prefix, for the question which prefixes enclose an address or another prefix."""
-
-    def __init__(self, values: Iterable[tuple[IPNetwork, _Value]]) -> None:
-        found: dict[int, dict[int, dict[int, _Value]]] = {4: {}, 6: {}}
-        for prefix, value in values:
-            length = prefix.prefixlen
-            bits = int(prefix.network_address) >> (prefix.max_prefixlen - length)
-            found[prefix.version].setdefault(length, {})[bits] = value
-        self._lengths = {
-            version: sorted(lengths.items(), reverse=True) for version, lengths in found.items()
-        }
-
-    def __bool__(self) -> bool:
-        return any(self._lengths.values())
-
-    def of(self, what: IPNetwork | IPAddress) -> Iterator[_Value]:
-        """The values of all prefixes that enclose it, or are it, the longest first."""
-        if isinstance(what, IPv4Network | IPv6Network):
-            number, longest = int(what.network_address), what.prefixlen
-        else:
-            number, longest = int(what), what.max_prefixlen
-        width = what.max_prefixlen
-        for length, values in self._lengths[what.version]:
-            if length <= longest:
-                value = values.get(number >> (width - length))
-                if value is not None:
-                    yield value

@@ -33,7 +33,7 @@ from ipaddress import ip_network
 from typing import Final, NamedTuple
 
 from kinkd.model import Action, Host, IPAddress, IPNetwork, Mode, Profile, lone
-from kinkd.policy.prefixes import Enclosing
+from kinkd.policy.prefixes import BITS, Covering, lone_place, place
 from kinkd.policy.traffic import ANY, Traffic
 
 ALL: Final = "all"
@@ -191,7 +191,7 @@ class RealmPolicy:
     _warn: Callable[[], tuple[str, ...]] = field(repr=False, compare=False, default=tuple)
     _terms: TermCache = field(repr=False, compare=False, default_factory=dict)
     _numbers: dict[str, int] = field(repr=False, compare=False, default_factory=dict)
-    _owners: list[Enclosing[Owner]] = field(repr=False, compare=False, default_factory=list)
+    _owners: dict[int, Covering[Owner]] = field(repr=False, compare=False, default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -275,8 +275,11 @@ class RealmPolicy:
     def owner(self, address: IPAddress) -> Owner:
         """Whose an address is."""
         if not self._owners:
-            self._owners.append(Enclosing((prefix, owner) for owner, prefix in self.prefixes()))
-        return next(self._owners[0].of(address), _THE_WORLD)
+            of_family: dict[int, dict[int, Owner]] = {version: {} for version in BITS}
+            for owner, prefix in self.prefixes():
+                of_family[prefix.version][place(prefix)] = owner
+            self._owners.update({v: Covering(each, BITS[v]) for v, each in of_family.items()})
+        return self._owners[address.version].of(lone_place(address)) or _THE_WORLD
 
     def prefixes(self) -> Iterator[tuple[Owner, IPNetwork]]:
         """All prefixes that somebody has."""
@@ -286,9 +289,9 @@ class RealmPolicy:
                 yield Owner(host.name), lone(address)
             for network in host.networks:
                 yield Owner(host.name, behind=True), network
-        for place in self.places.values():
-            for network in place.prefixes:
-                yield Owner(place.name), network
+        for party in self.places.values():
+            for network in party.prefixes:
+                yield Owner(party.name), network
 
     def decide(self, packet: Packet) -> Decision:
         """What is done with a packet; inside one party nothing is."""

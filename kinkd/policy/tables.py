@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from kinkd.model import Action, Host, IPNetwork, Mode, Profile, lone
 from kinkd.policy.prefixes import (
+    BITS,
     Covering,
     fewest,
     length_at,
@@ -28,7 +29,6 @@ from kinkd.policy.realm import (
 from kinkd.policy.traffic import Traffic
 
 ANYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-BITS: Final = {4: 32, 6: 128}
 _FAMILIES: Final[dict[int, type[IPv4Network] | type[IPv6Network]]] = {
     4: IPv4Network,
     6: IPv6Network,

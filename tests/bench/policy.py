@@ -23,12 +23,12 @@ from kinkd.exchange import spd
 from kinkd.kernel.memory import MemoryKernel
 from kinkd.model import IPNetwork, SpdEntry
 from kinkd.policy.match import HostPolicy
-from kinkd.policy.prefixes import aggregate
 from kinkd.policy.reader import Memory, read
 from kinkd.policy.realm import RealmPolicy, Rule
 from kinkd.policy.resolve import Memory as HostMemory
 from kinkd.policy.resolve import Options, resolve
 from tests.support.large_policy import Size, host_names, large_policy
+from tests.support.prefixes import aggregate
 
 CHANGES = 5
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kinkd.model import IPAddress, IPNetwork
-from kinkd.policy.prefixes import aggregate
+from tests.support.prefixes import aggregate
 
 DEFAULT, OTHER, KEPT, KEPT_TOO = "default", "other", "kept", "kept too"
 Said = dict[IPNetwork, str]
